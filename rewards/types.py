@@ -1,0 +1,72 @@
+"""What a verifier gives back, and what a verifier is. Knows no tensor, no file, no process."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Protocol
+
+
+class Status(StrEnum):
+    """How a verifier's call ended. Only a scored call has a value; the others are counted, never taken for a zero."""
+
+    SCORED = "scored"
+    ABSTAINED = "abstained"
+    TIMEOUT = "timeout"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class Reward:
+    """The judgement of one completion: a finite value exactly when its status is scored.
+
+    `parts` are named numbers that go to the metrics (`reward/<part>/mean`); `detail` is for a person to read.
+    Raises ValueError when value and status contradict each other or a part is not a finite number."""
+
+    value: float | None
+    status: Status
+    parts: Mapping[str, float] = field(default_factory=dict)
+    detail: str = ""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.status, Status):
+            raise ValueError(f"Reward.status = {self.status!r}: must be one of {[str(status) for status in Status]}")
+        if self.status is Status.SCORED:
+            if not isinstance(self.value, float) or not math.isfinite(self.value):
+                raise ValueError(f"Reward.value = {self.value!r}: a scored reward needs a finite float")
+        elif self.value is not None:
+            raise ValueError(f"Reward.value = {self.value!r}: must be None when the status is {self.status}")
+        for name, part in self.parts.items():
+            if not isinstance(name, str) or not isinstance(part, (int, float)) or not math.isfinite(part):
+                raise ValueError(f"Reward.parts[{name!r}] = {part!r}: a part is a name with a finite number")
+
+    @classmethod
+    def scored(cls, value: float, *, parts: Mapping[str, float] | None = None, detail: str = "") -> Reward:
+        """A judgement with a value; ints and bools become floats."""
+        return cls(value=float(value), status=Status.SCORED, parts=dict(parts or {}), detail=detail)
+
+    @classmethod
+    def abstained(cls, detail: str = "") -> Reward:
+        """The verifier has no opinion on this completion."""
+        return cls(value=None, status=Status.ABSTAINED, detail=detail)
+
+    @classmethod
+    def timeout(cls, detail: str) -> Reward:
+        """The call passed its limit and was stopped."""
+        return cls(value=None, status=Status.TIMEOUT, detail=detail)
+
+    @classmethod
+    def error(cls, detail: str) -> Reward:
+        """The verifier failed, which says nothing about the completion."""
+        return cls(value=None, status=Status.ERROR, detail=detail)
+
+
+class Verifier(Protocol):
+    """Judges one completion of one problem.
+
+    `problem` holds at least id, answer, prompt (text), messages and every meta column of its row; it may hold
+    `finished`: True when the completion ended with an end token or stop string, False when the limit cut it."""
+
+    def __call__(self, completion: str, problem: Mapping[str, Any], /) -> Reward: ...
