@@ -1,0 +1,290 @@
+"""Stages that practise one tier after another: GLM-4.5's moderate problems first, then the extreme ones."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from curricula.curriculum import GivenThisStep, check_count
+from curricula.plateau import Plateau, PlateauRule, detect_plateau
+from curricula.pool import EpochWalk, num_left
+from curricula.tiers import MoveRule, TierBook
+from curricula.types import TIERS, Outcome, Tier
+
+
+@dataclass(frozen=True, slots=True)
+class StageRule:
+    """What a stage practises and when it ends: at whichever of the given ends comes first.
+
+    name               shown in logs
+    tiers              the tiers that it practises
+    steps              end after so many steps
+    plateau            end when the pass rate of the step's rollouts has stopped rising
+    trivial_fraction   end when this share of the stage's problems is trivial
+    mix_tiers          tiers that may stand in: for mix_fraction of every step's problems, and for whatever the stage's
+                       own problems cannot fill without giving one twice in a step; empty: they are given twice
+    mix_fraction       share of the problems that always comes from mix_tiers
+    follow_moves       False: the stage keeps the problems that had its tiers at the start until they are trivial, so
+                       extreme problems that begin to be solved stay in practice. True: it practises whatever has its
+                       tiers at present
+
+    Raises ValueError on values outside their range."""
+
+    name: str
+    tiers: tuple[Tier, ...]
+    steps: int | None = None
+    plateau: PlateauRule | None = None
+    trivial_fraction: float | None = None
+    mix_tiers: tuple[Tier, ...] = ()
+    mix_fraction: float = 0.0
+    follow_moves: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.name or not self.tiers:
+            raise ValueError(f"stage {self.name!r} practises {self.tiers}: give it a name and at least one tier")
+        if self.steps is not None and self.steps < 1:
+            raise ValueError(f"stage {self.name!r}: steps = {self.steps}: must be at least 1")
+        if self.trivial_fraction is not None and not 0.0 < self.trivial_fraction <= 1.0:
+            raise ValueError(f"stage {self.name!r}: trivial_fraction = {self.trivial_fraction}: must lie in (0, 1]")
+        if not 0.0 <= self.mix_fraction < 1.0:
+            raise ValueError(f"stage {self.name!r}: mix_fraction = {self.mix_fraction}: must lie in [0, 1)")
+        if self.mix_fraction > 0.0 and not self.mix_tiers:
+            raise ValueError(f"stage {self.name!r}: mix_fraction = {self.mix_fraction} needs mix_tiers to draw from")
+        if set(self.mix_tiers) & set(self.tiers):
+            raise ValueError(f"stage {self.name!r}: mix_tiers {self.mix_tiers} repeat tiers that it practises anyway")
+
+    @property
+    def ends(self) -> bool:
+        return self.steps is not None or self.plateau is not None or self.trivial_fraction is not None
+
+
+class TwoStages:
+    """Practises the tiers of one stage after another; two in the report, any number here.
+
+    Source: GLM-4.5 (arXiv 2508.06471), section on reasoning RL: moderate problems until the reward stabilises, then
+    problems with pass@8 = 0 and pass@512 > 0 from a pool with verified answers. How problems move is `MoveRule`;
+    trivial ones rest and return for a check. A stage also ends when each of its problems is trivial. After the last
+    end `finished` is True and `next` goes on with that stage.
+
+    Raises ValueError when a stage's tiers hold no problem (naming the counts), or when a stage before the last has no
+    end."""
+
+    def __init__(
+        self,
+        tiers: Mapping[str, Tier],
+        *,
+        stages: Sequence[StageRule],
+        seed: int,
+        moves: MoveRule | None = None,
+    ) -> None:
+        self.stages = tuple(stages)
+        self.switch_reason = ""
+        """Why the stage before this one, or the last stage, ended; empty while none has."""
+        self._book = TierBook(tiers, rule=moves or MoveRule())
+        self._seed = seed
+        self._check_stages()
+        self._stage = 0
+        self._finished = False
+        self._epochs_before = 0
+        self._step = GivenThisStep()
+        self._step_rollouts = 0
+        self._step_correct = 0
+        self._begin_stage()
+
+    @property
+    def stage(self) -> int:
+        return self._stage
+
+    @property
+    def stage_name(self) -> str:
+        return self._rule.name
+
+    @property
+    def finished(self) -> bool:
+        return self._finished
+
+    @property
+    def tier_counts(self) -> dict[Tier, int]:
+        """Problems by their present tier."""
+        return self._book.counts()
+
+    @property
+    def plateau(self) -> Plateau | None:
+        """The stage's slope test as it stands; None without a plateau rule or while the window is not full."""
+        if self._rule.plateau is None:
+            return None
+        return detect_plateau(self._pass_rates, rule=self._rule.plateau)
+
+    def next(self, num_problems: int) -> list[str]:
+        check_count(num_problems)
+        own, mixed = self._own(), self._mixed()
+        self._num_asked += num_problems
+        num_mixed = math.floor(self._num_asked * self._rule.mix_fraction) - self._num_mixed
+        if self._rule.mix_tiers:
+            num_mixed = max(num_mixed, num_problems - num_left(own, given=self._step.given))
+        num_mixed = min(num_mixed, num_problems, num_left(mixed, given=self._step.given))
+        taken: list[int] = []
+        if num_mixed < num_problems:
+            taken += self._walk.take(num_problems - num_mixed, eligible=own, given=self._step.given)
+        if num_mixed:
+            taken += self._mix_walk.take(num_mixed, eligible=mixed, given=self._step.given)
+        self._num_mixed += num_mixed
+        self._step.add(taken)
+        return [self._book.pool.ids[index] for index in taken]
+
+    def observe(self, outcomes: Sequence[Outcome]) -> None:
+        self._book.observe(outcomes, epoch=self._epoch)
+        self._step_rollouts += sum(outcome.num_rollouts for outcome in outcomes)
+        self._step_correct += sum(outcome.num_correct for outcome in outcomes)
+
+    def end_step(self) -> None:
+        self._stage_steps += 1
+        if self._rule.plateau is not None and self._step_rollouts:
+            self._pass_rates.append(self._step_correct / self._step_rollouts)
+            del self._pass_rates[: -self._rule.plateau.window_steps]
+        self._step_rollouts = self._step_correct = 0
+        self._step.clear()
+        reason = self._end_reason()
+        if not reason or self._finished:
+            return
+        self.switch_reason = reason
+        if self._stage + 1 == len(self.stages):
+            self._finished = True
+            return
+        self._epochs_before += self._walk.epoch
+        self._stage += 1
+        self._begin_stage()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "kind": "two_stages",
+            "pool": self._book.pool.fingerprint,
+            "stage": self._stage,
+            "stage_name": self.stage_name,
+            "finished": self._finished,
+            "switch_reason": self.switch_reason,
+            "epochs_before": self._epochs_before,
+            "stage_steps": self._stage_steps,
+            "pass_rates": list(self._pass_rates),
+            "num_asked": self._num_asked,
+            "num_mixed": self._num_mixed,
+            "walk": self._walk.state_dict(),
+            "mix_walk": self._mix_walk.state_dict(),
+            "step": self._step.state_dict(),
+            "step_rollouts": self._step_rollouts,
+            "step_correct": self._step_correct,
+            "book": self._book.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._book.pool.check_state(state, kind="two_stages")
+        names = [rule.name for rule in self.stages]
+        if not (state["stage"] < len(names) and names[state["stage"]] == state["stage_name"]):
+            raise ValueError(
+                f"the saved state is in stage {state['stage']} ({state['stage_name']!r}), the configured stages are "
+                f"{names}; resume with the same stages"
+            )
+        self._stage = state["stage"]
+        self._begin_stage()
+        self._finished = state["finished"]
+        self.switch_reason = state["switch_reason"]
+        self._epochs_before = state["epochs_before"]
+        self._stage_steps = state["stage_steps"]
+        self._pass_rates[:] = state["pass_rates"]
+        self._num_asked = state["num_asked"]
+        self._num_mixed = state["num_mixed"]
+        self._walk.load_state_dict(state["walk"])
+        self._mix_walk.load_state_dict(state["mix_walk"])
+        self._step.load_state_dict(state["step"])
+        self._step_rollouts = state["step_rollouts"]
+        self._step_correct = state["step_correct"]
+        self._book.load_state_dict(state["book"])
+
+    def metrics(self) -> dict[str, float]:
+        numbers = {
+            "curriculum/stage": float(self._stage),
+            "curriculum/stage_steps": float(self._stage_steps),
+            "curriculum/epoch": float(self._epoch),
+            "curriculum/practised_problems": float(np.count_nonzero(self._own())),
+            "curriculum/repeated_problems": float(self._step.num_repeats),
+            **self._book.metrics(),
+        }
+        plateau = self.plateau
+        if plateau is not None:
+            numbers["curriculum/plateau_rise"] = plateau.rise
+            numbers["curriculum/plateau_rise_upper"] = plateau.rise_upper
+            numbers["curriculum/plateau_allowed_rise"] = plateau.allowed_rise
+        return numbers
+
+    @property
+    def _rule(self) -> StageRule:
+        return self.stages[self._stage]
+
+    @property
+    def _epoch(self) -> int:
+        return self._epochs_before + self._walk.epoch
+
+    def _begin_stage(self) -> None:
+        num_problems = len(self._book.pool)
+        self._walk = EpochWalk(num_problems, seed=self._seed, stream=(self._stage, 0))
+        self._mix_walk = EpochWalk(num_problems, seed=self._seed, stream=(self._stage, 1))
+        self._stage_steps = 0
+        self._num_asked = 0
+        self._num_mixed = 0
+        self._pass_rates: list[float] = []
+
+    def _members(self) -> NDArray[np.bool_]:
+        return self._book.members(self._rule.tiers, present=self._rule.follow_moves)
+
+    def _own(self) -> NDArray[np.bool_]:
+        """Who may be practised as this stage's own problem; all of its first problems where every one rests. [P]"""
+        own = self._members()
+        if Tier.trivial not in self._rule.tiers:
+            # A problem that moved to trivial has left a stage that follows moves, yet returns to it for its check.
+            own |= self._book.members(self._rule.tiers, present=False) & self._book.retired()
+            own &= ~self._book.resting(epoch=self._epoch)
+        return own if own.any() else self._book.members(self._rule.tiers, present=False)
+
+    def _mixed(self) -> NDArray[np.bool_]:
+        if not self._rule.mix_tiers:
+            return np.zeros(len(self._book.pool), dtype=np.bool_)
+        home = self._book.members(self._rule.tiers, present=False)
+        return self._book.members(self._rule.mix_tiers, present=True) & ~home
+
+    def _end_reason(self) -> str:
+        rule = self._rule
+        if rule.steps is not None and self._stage_steps >= rule.steps:
+            return f"{self._stage_steps} steps"
+        home = self._book.members(rule.tiers, present=False)
+        trivial_fraction = float(np.mean(self._book.retired()[home]))
+        needed = 1.0 if rule.trivial_fraction is None else rule.trivial_fraction
+        if trivial_fraction >= needed and Tier.trivial not in rule.tiers:
+            return f"{trivial_fraction:.1%} of its problems are trivial"
+        plateau = self.plateau
+        if plateau is not None and plateau.flat:
+            return (
+                f"pass rate flat at {plateau.mean:.4f}: rises by at most {plateau.rise_upper:.4f} in "
+                f"{plateau.num_steps} steps"
+            )
+        return ""
+
+    def _check_stages(self) -> None:
+        if not self.stages:
+            raise ValueError("TwoStages needs at least one StageRule")
+        counts = self._book.counts()
+        listed = ", ".join(f"{tier} {counts[tier]}" for tier in TIERS)
+        for place, rule in enumerate(self.stages):
+            for field, tiers in (("tiers", rule.tiers), ("mix_tiers", rule.mix_tiers)):
+                if tiers and not sum(counts[tier] for tier in tiers):
+                    raise ValueError(
+                        f"stage {rule.name!r}: {field} {'+'.join(tiers)} hold no problem ({listed}); profile with more "
+                        "rollouts, add problems of that tier, or leave the stage out"
+                    )
+            if not rule.ends and place + 1 < len(self.stages):
+                raise ValueError(
+                    f"stage {rule.name!r} never ends, and {self.stages[place + 1].name!r} comes after it; give it "
+                    "steps, plateau or trivial_fraction"
+                )
