@@ -1,0 +1,179 @@
+"""Checkpoints that are there as a whole or not at all: written beside, synced, renamed; every file's checksum kept.
+
+This file knows names and bytes. What survives a restart is decided by who hands in `state`: each stateful object's
+own state_dict."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from grpo.errors import CheckpointError
+from grpo.folder import named_disk_errors
+
+WEIGHTS, OPTIMIZER, STATE, MANIFEST = "policy.safetensors", "optimizer.pt", "state.json", "manifest.json"
+
+
+def save(
+    path: Path, *, weights: Mapping[str, Tensor], optimizer: Mapping[str, Any] | None, state: Mapping[str, Any]
+) -> None:
+    """Write a checkpoint folder at `path`, replacing one that is there. Raises DiskError; then nothing has changed."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with named_disk_errors(path):
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        try:
+            with _plain_disk_errors():
+                save_file({name: tensor.contiguous() for name, tensor in weights.items()}, temporary / WEIGHTS)
+                if optimizer is not None:
+                    # Through a file of ours: with a path, torch does not say why it could not write.
+                    with (temporary / OPTIMIZER).open("wb") as moments:
+                        torch.save(optimizer, moments)
+            (temporary / STATE).write_text(json.dumps(state), encoding="utf-8")
+            sums = {file.name: _sha256(file) for file in sorted(temporary.iterdir())}
+            (temporary / MANIFEST).write_text(json.dumps(sums, indent=1), encoding="utf-8")
+            for file in temporary.iterdir():
+                _sync(file)
+            _sync(temporary)
+            # A folder of this name is the same step of the same run, written before a resume from an earlier one.
+            shutil.rmtree(path, ignore_errors=True)
+            temporary.rename(path)
+            _sync(path.parent)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+
+
+def load(path: Path, *, device: torch.device) -> tuple[dict[str, Tensor], dict[str, Any] | None, dict[str, Any]]:
+    """Weights, optimizer state (None where there is none) and state. Raises CheckpointError as `check` does."""
+    check(path)
+    optimizer = None
+    if (path / OPTIMIZER).is_file():
+        optimizer = torch.load(path / OPTIMIZER, map_location=device, weights_only=True)
+    state = json.loads((path / STATE).read_text(encoding="utf-8"))
+    return load_file(path / WEIGHTS, device=str(device)), optimizer, state
+
+
+def check(path: Path) -> None:
+    """Raises CheckpointError, naming the file, unless the checkpoint is whole and unaltered."""
+    manifest = path / MANIFEST
+    if not manifest.is_file():
+        raise CheckpointError(f"{path}: no checkpoint (there is no {MANIFEST}); name another one")
+    try:
+        sums: dict[str, str] = json.loads(manifest.read_bytes())
+        listed = {WEIGHTS, STATE} <= sums.keys()
+    except (ValueError, AttributeError):  # no JSON, or JSON that is no mapping
+        listed = False
+    if not listed:
+        raise CheckpointError(f"{path}: {MANIFEST} was altered after it was written; delete it to use the one before")
+    for name, expected in sums.items():
+        if not (path / name).is_file():
+            raise CheckpointError(f"{path}: torn, {name} is missing; delete it to use the one before")
+        if _sha256(path / name) != expected:
+            raise CheckpointError(f"{path}: {name} was altered after it was written; delete it to use the one before")
+
+
+def steps(folder: Path) -> list[tuple[int, Path]]:
+    """Step checkpoints under `folder`, oldest first."""
+    matches = [(re.fullmatch(r"step_(\d+)", path.name), path) for path in folder.glob("step_*")]
+    return sorted((int(match.group(1)), path) for match, path in matches if match)
+
+
+def step_path(folder: Path, step: int) -> Path:
+    """Where the checkpoint after `step` steps lies."""
+    return folder / f"step_{step:06d}"
+
+
+def newest_whole(folder: Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint that is whole, and what is wrong with newer ones."""
+    faults = []
+    for _, path in reversed(steps(folder)):
+        try:
+            check(path)
+        except CheckpointError as error:
+            faults.append(str(error))
+        else:
+            return path, faults
+    return None, faults
+
+
+def best_path(folder: Path, step: int) -> Path:
+    """Where the policy after `step` steps lies when it is the best so far."""
+    return folder / f"best_{step:06d}"
+
+
+def prune(folder: Path, *, last_step: int, keep_last: int, best: Path | None) -> None:
+    """Delete all but the checkpoints of the `keep_last` newest steps up to `last_step`, and `best`.
+
+    Later steps go too: the run resumed before them because they were torn, and would count them as its newest."""
+    kept = [path for step, path in steps(folder) if step <= last_step][-keep_last:]
+    for path in [*(path for _, path in steps(folder)), *folder.glob("best_*"), *folder.glob(".*.tmp")]:
+        if path not in kept and path != best:
+            shutil.rmtree(path)
+
+
+def weights_of(policy: nn.Module) -> dict[str, Tensor]:
+    """The weights that training changes: all of them, or the adapters alone where those are what is trained."""
+    trained = {name for name, parameter in policy.named_parameters() if parameter.requires_grad}
+    state = policy.state_dict(keep_vars=True)
+    buffers = {name for name, tensor in state.items() if not isinstance(tensor, nn.Parameter)}
+    frozen_base = any(not parameter.requires_grad for parameter in policy.parameters())
+    wanted = trained if frozen_base else trained | buffers
+    seen: dict[int, str] = {}  # tied weights are one tensor under two names; safetensors holds it once
+    return {
+        name: tensor.detach()
+        for name, tensor in state.items()
+        if name in wanted and seen.setdefault(id(tensor), name) == name
+    }
+
+
+def load_weights(policy: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Put what `weights_of` took back in place. Raises CheckpointError where names or shapes differ."""
+    expected = weights_of(policy)
+    wrong = sorted(set(weights) ^ set(expected)) or [n for n in weights if weights[n].shape != expected[n].shape]
+    if wrong:
+        raise CheckpointError(
+            f"the checkpoint is of another model: {wrong[0]} differs ({len(wrong)} in all); resume with the model that "
+            "wrote it, or --fresh to start again"
+        )
+    policy.load_state_dict(dict(weights), strict=False)
+
+
+@contextmanager
+def _plain_disk_errors() -> Iterator[None]:
+    """Give back the OSError behind what torch (which chains it) and safetensors (which quotes its number) raise."""
+    try:
+        yield
+    except (RuntimeError, SafetensorError) as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, OSError):
+            cause = cause.__context__
+        quoted = re.search(r"os error (\d+)", str(error))
+        if cause is None and quoted:
+            cause = OSError(int(quoted[1]), os.strerror(int(quoted[1])))
+        if cause is None:
+            raise
+        raise cause from error
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

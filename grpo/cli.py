@@ -1,0 +1,234 @@
+"""The command line: `grpo COMMAND CONFIG.yaml [section.key=value ...]`. Parses, runs, and gives every failure its name.
+
+Exit codes are those of `grpo.errors`, 0 for success and 1 for a bug of ours (with its traceback)."""
+
+import argparse
+import json
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from grpo.config import RunConfig, load, schema
+from grpo.errors import ConfigError, DiskError, Interrupted, OutOfMemoryError, RunError
+
+RUN_COMMANDS = {
+    "recipe": "the whole of it: cold start, profile, two-stage training, evaluation, report",
+    "sft": "the cold start alone: supervised steps on traces until the gate on pass@1",
+    "profile": "pass@8, then up to pass@512 where needed, into tiers; goes on where it was killed",
+    "train": "the loop alone, from the cold start or the model of the config",
+    "eval": "pass@k and avg@k with intervals on the held-out problems",
+}
+EPILOG = """exit codes:
+  0 success                  5 the cold start missed its gate      9 disk full or not writable
+  1 a bug of ours            6 too many verifier failures         10 no usable checkpoint
+  2 config or command line   7 too many non-finite updates       130 interrupted, saved
+  3 data                     8 out of memory
+  4 run folder in use, or it holds another run
+
+examples:
+  grpo recipe configs/quickstart.yaml
+  grpo recipe configs/quickstart.yaml run.name=hot temperature.value=1.2
+  grpo train configs/gsm8k_qwen3_0.6b.yaml --resume
+  grpo check configs/gsm8k_qwen3_0.6b.yaml
+  grpo score math_answer completions.jsonl
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    parser = _parser()
+    arguments, others = parser.parse_known_args(argv)
+    # argparse takes positionals in one place only; overrides may stand behind an option too.
+    foreign = [other for other in others if other.startswith("-") or "=" not in other or "overrides" not in arguments]
+    if foreign:
+        parser.error(f"unrecognized arguments: {' '.join(foreign)}")
+    if others:
+        arguments.overrides += others
+    # What transformers and trl will rename one day is no business of who starts a run.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|trl")
+    try:
+        _COMMANDS[arguments.command](arguments)
+    except RunError as error:
+        print(f"grpo {arguments.command}: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(f"grpo {arguments.command}: stopped at once; --resume goes on from the last checkpoint", file=sys.stderr)
+        return Interrupted.exit_code
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="grpo",
+        description="KL-free GRPO with difficulty tiers, driven by one YAML file a run.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, help_text in RUN_COMMANDS.items():
+        command = commands.add_parser(name, help=help_text, description=help_text)
+        _add_config(command)
+        start = command.add_mutually_exclusive_group()
+        start.add_argument("--resume", action="store_true", help="go on with what the run's folder holds")
+        start.add_argument("--fresh", action="store_true", help="delete this phase and later ones, and start again")
+    check = commands.add_parser("check", help="validate a config and print everything derived from it")
+    _add_config(check)
+    check.add_argument("--schema", action="store_true", help="print the JSON schema of a config instead, for editors")
+    report = commands.add_parser("report", help="write one self-contained HTML file about a run")
+    report.add_argument("run", type=Path, help="a run's folder, such as runs/quickstart")
+    score = commands.add_parser(
+        "score", help="score completions from a file with any reward, before spending a GPU hour"
+    )
+    score.add_argument("reward", help="a reward's name, such as math_answer, or FILE.py:FUNCTION")
+    score.add_argument("file", type=Path, help='JSON lines: {"completion": ..., "answer": ..., ...}')
+    score.add_argument("--output", type=Path, help="write the scored rows here instead of standard output")
+    score.add_argument("--options", default="{}", help="options of the reward, as JSON")
+    score.add_argument("--workers", type=int, default=2, help="verifier processes (default 2)")
+    score.add_argument("--timeout-seconds", type=float, default=5.0, help="limit of one verdict (default 5)")
+    return parser
+
+
+def _add_config(command: argparse.ArgumentParser) -> None:
+    command.add_argument("config", type=Path, nargs="?", help="the run's YAML file")
+    command.add_argument(
+        "overrides", nargs="*", metavar="section.key=value", help="fields to change, the value in YAML"
+    )
+
+
+def _run_phases(arguments: argparse.Namespace) -> None:
+    config = _config(arguments)
+    # Imported here, after the config is known to be good: torch takes seconds, and a typo should not cost them.
+    from grpo import recipe as phases
+    from grpo.folder import PHASES
+    from grpo.tracking.console import Console
+    from grpo.wiring import opened
+
+    # The recipe answers for the whole folder: --fresh leaves no phase that this config has not.
+    wanted = PHASES if arguments.command == "recipe" else (arguments.command,)
+    console = Console(num_steps=config.train.steps)
+    with (
+        _named_memory_errors(config),
+        _stop_on_signals() as should_stop,
+        opened(
+            config,
+            start="resume" if arguments.resume else "fresh" if arguments.fresh else "new",
+            phases=wanted,
+            console=console,
+            should_stop=should_stop,
+        ) as run,
+    ):
+        if arguments.command == "recipe":
+            phases.recipe(run)
+        else:
+            phases.PHASE_FUNCTIONS[arguments.command](run)
+        if arguments.command == "eval":
+            phases.run_report(run)
+        if arguments.command in ("recipe", "eval"):
+            console.results(run.folder.evals, report=run.folder.report)
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    if arguments.schema:
+        print(json.dumps(schema(), indent=2))
+        return
+    config = _config(arguments)
+    from grpo.check import derived
+
+    for name, value in derived(config).items():
+        print(f"{name:<58} {_shown(value)}")
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:,.3f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    from grpo.tracking.report import write_report
+
+    try:
+        print(write_report(arguments.run))
+    except (FileNotFoundError, ValueError) as error:
+        raise ConfigError(str(error)) from error
+
+
+def _score(arguments: argparse.Namespace) -> None:
+    from grpo.scoring import score_file
+
+    score_file(
+        arguments.reward,
+        arguments.file,
+        output=arguments.output,
+        options_json=arguments.options,
+        workers=arguments.workers,
+        timeout_seconds=arguments.timeout_seconds,
+    )
+
+
+_COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
+    **dict.fromkeys(RUN_COMMANDS, _run_phases),
+    "check": _check,
+    "report": _report,
+    "score": _score,
+}
+
+
+def _config(arguments: argparse.Namespace) -> RunConfig:
+    if arguments.config is None:
+        raise ConfigError("name the run's YAML file, such as configs/quickstart.yaml")
+    return load(arguments.config, arguments.overrides)
+
+
+@contextmanager
+def _stop_on_signals() -> Iterator[Callable[[], bool]]:
+    """Let the first Ctrl-C or SIGTERM end the step and save; the second one ends at once."""
+    asked: list[int] = []
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+        # Not print: a signal may arrive in the middle of one, and a buffer is not written to twice at once.
+        os.write(2, b"\nstopping after this step, and saving; press Ctrl-C again to stop at once\n")
+
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _named_memory_errors(config: RunConfig) -> Iterator[None]:
+    """Give running out of memory its name and the numbers to lower; torch has three ways of saying it."""
+    import torch
+
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        named = isinstance(error, torch.OutOfMemoryError | MemoryError)
+        if not named and "DefaultCPUAllocator" not in str(error):
+            raise
+        raise OutOfMemoryError(
+            f"out of memory ({str(error)[:200] or type(error).__name__}). While sampling, lower sampling.max_rows "
+            f"({config.sampling.max_rows}); while training, lower train.tokens_per_micro_batch "
+            f"({config.train.tokens_per_micro_batch}) or set model.activation_checkpointing=true; in the cold start, "
+            "lower sft.micro_batch_size. Then add --resume"
+        ) from error
+    except OSError as error:
+        if error.errno == 28:
+            raise DiskError(
+                f"disk full ({error}); make room, then add --resume (the last checkpoint is whole)"
+            ) from error
+        raise
+
+
+if __name__ == "__main__":
+    sys.exit(main())

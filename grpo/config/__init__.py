@@ -1,0 +1,56 @@
+"""The config of a run: what can be set, what it means, and what is legal. Needs no torch.
+
+`inputs`, `training` and `run` hold the fields; `load` turns a YAML file and overrides into a `RunConfig`, or into an
+error that names the file, the field, the value, the rule and the remedy."""
+
+from grpo.config.inputs import (
+    ChatConfig,
+    DataConfig,
+    LoraConfig,
+    ModelConfig,
+    RewardConfig,
+    RunSection,
+    SamplingConfig,
+    Source,
+)
+from grpo.config.load import dump, fingerprint, load, schema
+from grpo.config.run import CheckpointConfig, EvaluationConfig, RunConfig, TrackingConfig
+from grpo.config.training import (
+    AdvantageConfig,
+    CurriculumConfig,
+    LossConfig,
+    OptimConfig,
+    ProfileConfig,
+    SftConfig,
+    StageConfig,
+    TemperatureConfig,
+    TrainConfig,
+)
+
+__all__ = [
+    "AdvantageConfig",
+    "ChatConfig",
+    "CheckpointConfig",
+    "CurriculumConfig",
+    "DataConfig",
+    "EvaluationConfig",
+    "LoraConfig",
+    "LossConfig",
+    "ModelConfig",
+    "OptimConfig",
+    "ProfileConfig",
+    "RewardConfig",
+    "RunConfig",
+    "RunSection",
+    "SamplingConfig",
+    "SftConfig",
+    "Source",
+    "StageConfig",
+    "TemperatureConfig",
+    "TrackingConfig",
+    "TrainConfig",
+    "dump",
+    "fingerprint",
+    "load",
+    "schema",
+]

@@ -1,0 +1,129 @@
+"""A run as a whole: how it is evaluated, kept and watched, and the rules between its sections."""
+
+from typing import Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from grpo.config.base import Section
+from grpo.config.inputs import ChatConfig, DataConfig, ModelConfig, RewardConfig, RunSection, SamplingConfig
+from grpo.config.training import (
+    AdvantageConfig,
+    CurriculumConfig,
+    LossConfig,
+    OptimConfig,
+    ProfileConfig,
+    SftConfig,
+    TemperatureConfig,
+    TrainConfig,
+)
+
+
+class EvaluationConfig(Section):
+    """Scores on the held-out problems, with seeds of their own."""
+
+    rollouts_per_problem: int = Field(8, ge=1)
+    """Rollouts of each held-out problem."""
+    k: list[int] = [1, 8]
+    """pass@k is reported for each."""
+    temperature: float = Field(1.0, gt=0)
+    """Temperature of evaluation, whatever training uses."""
+    every_steps: int = Field(0, ge=0)
+    """Training steps between evaluations on the validation problems; 0 has none."""
+    validation_rollouts: int = Field(4, ge=1)
+    """Rollouts of each validation problem in the evaluations during training."""
+    checkpoint: Literal["last", "best"] = "last"
+    """Policy of the final evaluation: the last, or the best on the validation problems."""
+    patience: int | None = Field(None, ge=1)
+    """Evaluations without a better pass@1 after which the run stops early; null never does."""
+    by_column: str | None = None
+    """A column of the held-out rows by whose values the tables are split."""
+    baseline: bool = True
+    """Evaluate the policy that training started from as well, in the recipe."""
+
+    @model_validator(mode="after")
+    def _k_fits(self) -> Self:
+        if any(not 1 <= k <= self.rollouts_per_problem for k in self.k):
+            raise ValueError(
+                f"k = {self.k}: each must be from 1 to rollouts_per_problem = {self.rollouts_per_problem}; raise "
+                "rollouts_per_problem or lower k"
+            )
+        if self.every_steps == 0 and (self.patience is not None or self.checkpoint == "best"):
+            raise ValueError(
+                f"every_steps = 0, but patience = {self.patience} and checkpoint = {self.checkpoint!r} need "
+                "evaluations during training; set every_steps above 0"
+            )
+        return self
+
+
+class CheckpointConfig(Section):
+    """What survives a restart."""
+
+    every_steps: int = Field(10, ge=1)
+    """Steps between checkpoints; the last step is always saved."""
+    keep_last: int = Field(2, ge=1)
+    """Checkpoints kept, the newest ones; the best one is kept beside them."""
+
+
+class TrackingConfig(Section):
+    """What is written for people to look at."""
+
+    wandb: Literal["off", "offline", "online", "auto"] = "off"
+    """auto is online where a wandb key is found and offline otherwise."""
+    wandb_project: str = "grpo"
+    """Project in wandb."""
+    rollout_files: int = Field(200, ge=0)
+    """Newest steps whose rollouts are kept as JSONL; 0 keeps none."""
+
+    @field_validator("wandb", mode="before")
+    @classmethod
+    def _yaml_off(cls, value: Any) -> Any:
+        # YAML reads a bare off as false.
+        return "off" if value is False else value
+
+
+class RunConfig(Section):
+    """The whole of a run, as one YAML file."""
+
+    run: RunSection
+    model: ModelConfig
+    chat: ChatConfig = ChatConfig()
+    data: DataConfig
+    sampling: SamplingConfig = SamplingConfig()
+    temperature: TemperatureConfig = TemperatureConfig()
+    reward: RewardConfig
+    sft: SftConfig | None = None
+    profile: ProfileConfig = ProfileConfig()
+    curriculum: CurriculumConfig = CurriculumConfig()
+    train: TrainConfig
+    advantage: AdvantageConfig = AdvantageConfig()
+    loss: LossConfig = LossConfig()
+    optim: OptimConfig = OptimConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> Self:
+        if self.loss.correction != "none" and self.train.old_logprobs == "sampler":
+            raise ValueError(
+                "loss.correction compares the policy with the sampler, but train.old_logprobs is sampler, so there is "
+                "nothing to correct; set old_logprobs: policy or correction: none"
+            )
+        if self.loss.penalty_buffer_tokens > self.sampling.max_completion_tokens:
+            raise ValueError(
+                f"loss.penalty_buffer_tokens = {self.loss.penalty_buffer_tokens} is above "
+                f"sampling.max_completion_tokens = {self.sampling.max_completion_tokens}; lower it"
+            )
+        problems = {"train.problems_per_step": self.train.problems_per_step}
+        if self.curriculum.kind == "two_stages":
+            problems |= {
+                f"curriculum.stages.{index}.problems_per_step": stage.problems_per_step or self.train.problems_per_step
+                for index, stage in enumerate(self.curriculum.stages)
+            }
+        for name, number in problems.items():
+            if self.train.minibatches_per_step > number:
+                raise ValueError(
+                    f"train.minibatches_per_step = {self.train.minibatches_per_step} is above {name} = {number}; a "
+                    "minibatch needs a group: lower it"
+                )
+        return self

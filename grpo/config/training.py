@@ -1,0 +1,276 @@
+"""How a policy is trained: cold start, difficulty, stages, temperature, loss and optimizer.
+
+Where a paper is silent the default is ours, and the sentence under the field says so."""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from curricula import Tier
+from grpo.config.base import Section
+from grpo.config.inputs import Source
+
+
+class TemperatureConfig(Section):
+    """The temperature of the policy's samples, step by step."""
+
+    kind: Literal["constant", "linear", "cosine", "steps", "adaptive"] = "constant"
+    """adaptive is GLM-4.5's rule: when the reward is stable, the highest temperature that costs at most the guard."""
+    value: float = Field(1.0, gt=0)
+    """Temperature at the start."""
+    final: float | None = Field(None, gt=0)
+    """Temperature at the last step, for linear and cosine."""
+    milestones: dict[int, float] = {}
+    """Step to temperature from that step on, for steps."""
+    grid: list[float] = [0.8, 1.0, 1.2, 1.4]
+    """Temperatures that adaptive chooses from."""
+    window_steps: int = Field(20, ge=4)
+    """Steps over which adaptive asks whether the reward has stabilised."""
+    guard: float = Field(0.01, ge=0)
+    """Largest drop of the validation score against the temperature in use (1 % in arXiv 2508.06471, section 3.2)."""
+    guard_kind: Literal["relative", "absolute"] = "relative"
+    """Whether the guard is a share of the score or a difference; the report does not say."""
+    reference: Literal["current", "best"] = "current"
+    """What the drop is measured from: the temperature in use, or the best of the grid (the literal reading)."""
+    rollouts_per_problem: int = Field(16, ge=1)
+    """Rollouts of each validation problem and temperature for a decision."""
+    max_standard_error: float = Field(0.03, gt=0)
+    """A paired difference less certain than this (relative or absolute as the guard) admits nothing."""
+    cooldown_steps: int = Field(20, ge=0)
+    """Steps after a decision without another."""
+
+    @model_validator(mode="after")
+    def _fields_of_the_kind(self) -> Self:
+        if self.kind in ("linear", "cosine") and self.final is None:
+            raise ValueError(f"kind = {self.kind!r} needs final, the temperature of the last step; set it")
+        if self.kind not in ("linear", "cosine") and self.final is not None:
+            raise ValueError(f"final = {self.final} is for the kinds linear and cosine; kind = {self.kind!r}: drop it")
+        if (self.kind == "steps") != bool(self.milestones):
+            raise ValueError(
+                f"milestones = {self.milestones} and kind = {self.kind!r}: milestones and kind steps go together; set "
+                "both or neither"
+            )
+        if any(value <= 0 for value in (*self.grid, *self.milestones.values())):
+            raise ValueError(
+                f"grid = {self.grid}, milestones = {self.milestones}: every temperature must be above 0; raise it"
+            )
+        if any(step < 1 for step in self.milestones):
+            raise ValueError(
+                f"milestones = {self.milestones}: the first step of a change is 1; value is that of step 0"
+            )
+        if not self.grid:
+            raise ValueError("grid = []: must name at least one temperature to choose from")
+        return self
+
+
+class ProfileConfig(Section):
+    """Difficulty profiling: first a few rollouts a problem, then more where none succeeded, up to the last."""
+
+    first_rollouts: int = Field(8, ge=1)
+    """Rollouts of every problem."""
+    max_rollouts: int = Field(512, ge=1)
+    """Rollouts after which a problem without a success is unsolved (512 in arXiv 2508.06471)."""
+    relabel_rollouts: int = Field(32, ge=1)
+    """A first success up to this rollout makes a problem moderate: with p = 0.1 the first 8 fail in 43 % of cases."""
+    trivial_rate: float = Field(1.0, gt=0, le=1)
+    """A problem is trivial when at least this share of its first rollouts is right."""
+    max_problems: int | None = Field(None, ge=1)
+    """Profile at most this many problems of the pool, chosen by the run's seed."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.max_rollouts < self.first_rollouts:
+            raise ValueError(
+                f"max_rollouts = {self.max_rollouts} is below first_rollouts = {self.first_rollouts}; raise it or "
+                "lower first_rollouts"
+            )
+        return self
+
+
+class StageConfig(Section):
+    """One stage of practice. What is null is taken from the section train."""
+
+    name: str
+    """Name in logs and charts."""
+    tiers: list[Tier] = Field(min_length=1)
+    """Tiers that the stage practises."""
+    steps: int | None = Field(None, ge=1)
+    """Steps after which the stage ends; null: no limit but the plateau rule or the run's end."""
+    until_plateau: bool = False
+    """End the stage when the smoothed pass rate no longer rises."""
+    problems_per_step: int | None = Field(None, ge=1)
+    """Problems a step in this stage."""
+    group_size: int | None = Field(None, ge=2)
+    """Rollouts a problem in this stage; large groups find the rare successes of extreme problems."""
+
+
+class CurriculumConfig(Section):
+    """Which problems are practised next."""
+
+    kind: Literal["two_stages", "uniform", "weighted"] = "two_stages"
+    """two_stages: by tier; uniform: every problem alike; weighted: by p(1 - p) of a running pass rate."""
+    stages: list[StageConfig] = [
+        StageConfig(name="moderate", tiers=[Tier.moderate], until_plateau=True),
+        StageConfig(name="extreme", tiers=[Tier.extreme]),
+    ]
+    """The stages of two_stages, in order."""
+    plateau_window_steps: int = Field(20, ge=4)
+    """Steps over which until_plateau looks."""
+    max_refill_waves: int = Field(2, ge=0)
+    """Times a step asks for more problems to replace groups that teach nothing; then it goes on with what it has."""
+
+    @model_validator(mode="after")
+    def _stages_end(self) -> Self:
+        if self.kind == "two_stages":
+            if not self.stages:
+                raise ValueError("two_stages needs at least one stage; add one, or set kind: uniform")
+            for stage in self.stages[:-1]:
+                if stage.steps is None and not stage.until_plateau:
+                    raise ValueError(f"stage {stage.name} never ends: set its steps or until_plateau")
+        return self
+
+
+class TrainConfig(Section):
+    """The loop's sizes. Three batch numbers; the rest is derived, and `grpo check` prints it."""
+
+    steps: int = Field(ge=1)
+    """Steps of the run, all stages together."""
+    problems_per_step: int = Field(32, ge=1)
+    """Problems sampled in a step, over all processes."""
+    group_size: int = Field(8, ge=2)
+    """Rollouts per problem (G). A group needs two rollouts to have a baseline."""
+    tokens_per_micro_batch: int = Field(16384, ge=1)
+    """Tokens of one forward and backward pass, padding included; a longer rollout goes alone. Lower it when training
+    runs out of memory."""
+    minibatches_per_step: int = Field(1, ge=1)
+    """Optimizer updates in a pass over the step's groups."""
+    epochs_per_step: int = Field(1, ge=1)
+    """Passes over the step's groups."""
+    old_logprobs: Literal["policy", "sampler"] = "policy"
+    """What the ratio compares with: log-probs of the policy before the step's first update, or the sampler's own."""
+
+
+class AdvantageConfig(Section):
+    """How rewards become advantages."""
+
+    baseline: Literal["mean", "leave_one_out"] = "mean"
+    """mean of the group, or of the group's other rollouts (RLOO)."""
+    scale: Literal["none", "group_std", "batch_std"] = "none"
+    """Divide by the standard deviation of the group (GRPO) or of the step's centred rewards (Magistral), or not at all
+    (Dr. GRPO)."""
+
+
+class LossConfig(Section):
+    """Four independent choices: ratio, surrogate, correction, aggregation. No KL term and no reference model."""
+
+    ratio: Literal["token", "sequence"] = "token"
+    """token: one ratio a token; sequence: the geometric mean over the rollout (GSPO)."""
+    surrogate: Literal["clip", "cispo"] = "clip"
+    """clip: PPO's pessimistic clip; cispo: a clipped, detached weight on the log-prob."""
+    clip_low: float = Field(0.2, ge=0, lt=1)
+    """Lower side of the clip: the ratio below 1 - clip_low."""
+    clip_high: float = Field(0.28, ge=0)
+    """Upper side of the clip: the ratio above 1 + clip_high (clip-higher of DAPO)."""
+    dual_clip: float | None = Field(None, gt=1)
+    """Largest ratio that counts where the advantage is negative; null is off."""
+    cispo_max_weight: float = Field(5.0, gt=0)
+    """Largest weight of cispo: an absolute bound on the ratio, not a distance from 1."""
+    correction: Literal["none", "truncated", "icepop"] = "none"
+    """For policy log-probs that differ from the sampler's: truncated importance weights, or IcePop's mask."""
+    correction_low: float = Field(0.5, ge=0)
+    """Lower bound of the weight: IcePop drops tokens below it; truncated raises the weight to it."""
+    correction_high: float = Field(2.0, gt=0)
+    """Upper bound of the weight: IcePop drops tokens above it; truncated lowers the weight to it."""
+    aggregation: Literal["token", "sequence", "group", "constant"] = "token"
+    """Mean over the update's tokens; over its rollouts' means (GRPO); over each group's tokens (DAPO as published,
+    Magistral); or tokens divided by rollouts times the limit (Dr. GRPO)."""
+    truncated: Literal["keep", "mask", "penalty"] = "keep"
+    """Completions cut by the limit: kept, left out of the loss, or penalised softly as they near it (DAPO)."""
+    penalty_buffer_tokens: int = Field(0, ge=0)
+    """Tokens before the limit over which penalty grows from 0 to 1."""
+
+    @model_validator(mode="after")
+    def _bounds(self) -> Self:
+        if (self.truncated == "penalty") != (self.penalty_buffer_tokens > 0):
+            raise ValueError(
+                f"truncated = {self.truncated!r} and penalty_buffer_tokens = {self.penalty_buffer_tokens}: penalty and "
+                "a buffer above 0 go together; set both or neither"
+            )
+        if self.dual_clip is not None and self.surrogate != "clip":
+            raise ValueError(f"dual_clip = {self.dual_clip} is for surrogate clip; drop it or set surrogate: clip")
+        if self.dual_clip is not None and self.dual_clip <= 1 + self.clip_high:
+            raise ValueError(
+                f"dual_clip = {self.dual_clip}: must be above 1 + clip_high = {1 + self.clip_high}, else it hides the "
+                "upper clip; raise it"
+            )
+        if self.correction_low >= self.correction_high:
+            raise ValueError(
+                f"correction_low = {self.correction_low}: must be below correction_high = {self.correction_high}; "
+                "lower it"
+            )
+        return self
+
+
+class OptimConfig(Section):
+    """AdamW and its schedule."""
+
+    learning_rate: float = Field(1e-6, gt=0)
+    """Learning rate after warm-up (1e-6 is what GLM-4.5's team uses for RL, in their code)."""
+    betas: tuple[float, float] = (0.9, 0.98)
+    """Decay of the first and second moment."""
+    eps: float = Field(1e-8, gt=0)
+    """Added to the root of the second moment."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Decoupled weight decay of matrices; norms and biases have none."""
+    warmup_steps: int = Field(0, ge=0)
+    """Steps over which the learning rate rises from 0."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """After warm-up, until the run's last step."""
+    final_fraction: float = Field(0.1, ge=0, le=1)
+    """Share of learning_rate at the last step, for linear and cosine."""
+    max_grad_norm: float = Field(1.0, gt=0)
+    """Gradients are scaled down to this norm."""
+    max_skipped_updates: int = Field(5, ge=0)
+    """Updates in a row that may be skipped for a non-finite loss or gradient before the run ends."""
+
+    @model_validator(mode="after")
+    def _betas_decay(self) -> Self:
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas = {list(self.betas)}: each must be at least 0 and below 1")
+        return self
+
+
+class SftConfig(Section):
+    """Cold start: supervised steps on traces until a gate on pass@1, by TRL's SFTTrainer."""
+
+    traces: Source
+    """Rows with a prompt and a trace to learn from."""
+    completion: str = "{answer}"
+    """The trace as a text, with fields of the row in braces."""
+    gate_pass_at_1: float | None = Field(None, gt=0, le=1)
+    """Stop when pass@1 on the validation problems reaches it; null trains for max_steps."""
+    gate_rollouts: int = Field(4, ge=1)
+    """Rollouts of each validation problem at a look at the gate."""
+    gate_every_steps: int = Field(50, ge=1)
+    """Supervised steps between two looks at the gate."""
+    max_steps: int = Field(ge=1)
+    """Most supervised steps; with a gate, ending here without reaching it is an error."""
+    batch_size: int = Field(64, ge=1)
+    """Traces a step."""
+    micro_batch_size: int | None = Field(None, ge=1)
+    """Traces of one forward and backward pass; null takes batch_size."""
+    learning_rate: float = Field(1e-5, gt=0)
+    """Learning rate of AdamW, after warm-up."""
+    warmup_steps: int = Field(0, ge=0)
+    """Steps over which the learning rate rises from 0."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Decoupled weight decay."""
+
+    @model_validator(mode="after")
+    def _divides(self) -> Self:
+        if self.micro_batch_size is not None and self.batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"batch_size = {self.batch_size}: must be a multiple of micro_batch_size = {self.micro_batch_size}; "
+                "change one of them"
+            )
+        return self

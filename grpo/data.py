@@ -1,0 +1,236 @@
+"""Rows become problems: read through `datasets`, named by content, deduplicated, and split without overlap."""
+
+import difflib
+import hashlib
+import json
+import random
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from grpo import tasks
+from grpo.config import DataConfig, Source
+from grpo.errors import DataError
+from grpo.seeds import torch_seed
+from grpo.types import Message, Problem
+from rewards import RewardSpec
+
+FILE_FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+
+
+@dataclass(frozen=True, slots=True)
+class ProblemSets:
+    """What is practised, what choices are made on, what is held out for the end, and what was left out on the way."""
+
+    train: tuple[Problem, ...]
+    validation: tuple[Problem, ...]
+    heldout: tuple[Problem, ...]
+    dropped: Mapping[str, int]  # reason -> rows
+
+
+def load_problem_sets(config: DataConfig, *, reward: RewardSpec, seed: int) -> ProblemSets:
+    """Problems of the run: duplicates and empty answers dropped and counted, and no prompt in two of the sets.
+
+    Raises DataError that names the field, the value and the remedy."""
+    dropped: dict[str, int] = {}
+    train = load_problems(config.train, field="data.train", reward=reward, seed=seed, dropped=dropped)
+    train, validation = _split(train, config.validation_problems, field="data.validation_problems", seed=seed)
+    if config.heldout is None:
+        train, heldout = _split(train, config.heldout_problems, field="data.heldout_problems", seed=seed)
+    else:
+        heldout = load_problems(config.heldout, field="data.heldout", reward=reward, seed=seed, dropped=dropped)
+        heldout = at_most(heldout, config.heldout_problems, seed=torch_seed(seed, "heldout"))
+    # By prompt, not by id: the same question with another spelling of its answer must not be practised either.
+    validation = without(validation, heldout)
+    unseen = without(train, (*heldout, *validation))
+    dropped["in the held-out or validation set"] = len(train) - len(unseen)
+    if not unseen or not validation:
+        raise DataError("data.train: its problems are in the held-out set as well; name another source for one of them")
+    return ProblemSets(
+        train=tuple(unseen),
+        validation=tuple(validation),
+        heldout=tuple(heldout),
+        dropped={reason: count for reason, count in dropped.items() if count},
+    )
+
+
+def without(problems: Iterable[Problem], others: Iterable[Problem]) -> list[Problem]:
+    """The problems whose prompts, white space aside, are none of the others'."""
+    asked = {_content(problem) for problem in others}
+    return [problem for problem in problems if _content(problem) not in asked]
+
+
+def load_problems(
+    source: Source, *, field: str, reward: RewardSpec, seed: int, dropped: dict[str, int]
+) -> list[Problem]:
+    """Problems of one source. `dropped` counts the rows left out, by reason. Raises DataError."""
+    rows = load_rows(source, field=field, seed=seed)
+    problems: dict[str, Problem] = {}
+    counts: Counter[str] = Counter()
+    for index, row in enumerate(rows):
+        problem = _problem(row, source, reward=reward, place=f"{field}, row {index + 1}")
+        if problem is None:
+            counts["empty answer"] += 1
+        elif problem.id in problems:
+            counts["duplicate"] += 1
+        else:
+            problems[problem.id] = problem
+    for reason, count in counts.items():
+        dropped[reason] = dropped.get(reason, 0) + count
+    if not problems:
+        reasons = ", ".join(f"{count} with {reason}" for reason, count in counts.items()) or "it has no rows"
+        raise DataError(
+            f"{field}.path = {source.path!r}: no problem is left ({reasons}); check the file and the columns"
+        )
+    if source.max_problems is None:
+        return list(problems.values())
+    return at_most(list(problems.values()), source.max_problems, seed=torch_seed(seed, field))
+
+
+def load_rows(source: Source, *, field: str, seed: int) -> Sequence[Mapping[str, Any]]:
+    """Raw rows of a source: a task, a .jsonl or .parquet file, a folder, or a hub id. Raises DataError."""
+    try:
+        task = tasks.find(source.path)
+        if task is not None:
+            return task.rows(source.options, torch_seed(seed, field))
+    except ValueError as error:
+        raise DataError(f"{field}: {error}") from error
+    if source.options:
+        raise DataError(f"{field}.options are for task:NAME sources; {source.path!r} is none: drop them")
+    # Imported here: datasets takes two seconds, and a run on a task's own rows never needs it.
+    import datasets
+
+    path = Path(source.path)
+    is_file = path.suffix in FILE_FORMATS
+    if is_file and not path.is_file():
+        raise DataError(f"{field}.path = {source.path!r}: no such file (looked in {Path.cwd()}); check the path")
+    if is_file and path.stat().st_size == 0:
+        raise DataError(f"{field}.path = {source.path!r}: the file is empty; give one with rows")
+    try:
+        if is_file:
+            read = datasets.load_dataset(FILE_FORMATS[path.suffix], data_files=str(path), split="train")
+        elif (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
+            read = datasets.load_from_disk(str(path))
+            read = read[source.split] if isinstance(read, datasets.DatasetDict) else read
+        else:
+            read = datasets.load_dataset(source.path, name=source.subset, split=source.split)
+    except Exception as error:  # datasets has a family of its own for files, hubs and networks; all end the run by name
+        remedies = {
+            "file": "check that every line is whole",
+            "folder": "check the path and the split",
+            "hub id": "check the path, the split and the network",
+        }
+        kind = "file" if is_file else "folder" if path.is_dir() else "hub id"
+        raise DataError(
+            f"{field}.path = {source.path!r}: this {kind} could not be read ({_reason(error)}); {remedies[kind]}"
+        ) from error
+    return read
+
+
+def to_dataset(columns: Mapping[str, list[Any]]) -> Any:
+    """Columns as a `datasets.Dataset`, for the cold start's SFTTrainer."""
+    import datasets
+
+    return datasets.Dataset.from_dict(dict(columns))
+
+
+def _problem(row: Mapping[str, Any], source: Source, *, reward: RewardSpec, place: str) -> Problem | None:
+    messages = _messages(row, source, place=place)
+    if source.answer_column not in row:
+        raise DataError(_no_column(place, "answer_column", source.answer_column, row))
+    text = _answer_text(row[source.answer_column], place=place, column=source.answer_column)
+    meta = {name: value for name, value in row.items() if name != source.answer_column}
+    if source.answer_pattern is not None:
+        match = re.search(source.answer_pattern, text, flags=re.DOTALL)
+        if match is None:
+            raise DataError(
+                f"{place}: answer_pattern = {source.answer_pattern!r} finds nothing in {text[:200]!r}; change the "
+                "pattern or drop the row"
+            )
+        groups = {name: value or "" for name, value in match.groupdict().items()}
+        if source.drop_pattern is not None:
+            groups = {name: re.sub(source.drop_pattern, "", value) for name, value in groups.items()}
+        text = groups.pop("answer")
+        meta |= groups
+    text = text.strip()
+    if not text:
+        return None
+    content = json.dumps([[m.role, m.content] for m in messages] + [text], ensure_ascii=False)
+    identity = hashlib.blake2b(content.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+    return Problem(id=identity, messages=messages, answer=text, reward=reward, meta=meta)
+
+
+def _answer_text(answer: Any, *, place: str, column: str) -> str:
+    """A text as it stands, nothing as an empty text, and anything else as JSON writes it."""
+    if answer is None or isinstance(answer, str):
+        return answer or ""
+    try:
+        return json.dumps(answer, ensure_ascii=False)
+    except (TypeError, ValueError) as error:
+        # datasets takes texts like 2024-01-31 in JSON files for points in time; Parquet keeps the type it was given.
+        raise DataError(
+            f"{place}: {column} = {answer!r}: an answer must be a text, a number or a list of them; a file of dates is "
+            "best given as Parquet with a column of texts"
+        ) from error
+
+
+def _messages(row: Mapping[str, Any], source: Source, *, place: str) -> tuple[Message, ...]:
+    if source.messages_column is None:
+        if source.prompt_column not in row:
+            raise DataError(_no_column(place, "prompt_column", source.prompt_column, row))
+        turns: Any = [{"role": "user", "content": row[source.prompt_column]}]
+    else:
+        if source.messages_column not in row:
+            raise DataError(_no_column(place, "messages_column", source.messages_column, row))
+        turns = row[source.messages_column]
+    try:
+        messages = [Message(role=turn["role"], content=turn["content"]) for turn in turns]
+    except (TypeError, KeyError) as error:
+        raise DataError(f"{place}: messages must be a list of {{role, content}}; got {turns!r}") from error
+    if not messages or not all(isinstance(message.content, str) for message in messages):
+        raise DataError(f"{place}: a prompt must be a text; got {turns!r}")
+    if source.prompt_suffix:
+        messages[-1] = Message(role=messages[-1].role, content=messages[-1].content + source.prompt_suffix)
+    return tuple(messages)
+
+
+def _split(problems: Sequence[Problem], number: int, *, field: str, seed: int) -> tuple[list[Problem], list[Problem]]:
+    """The problems but for `number` of them, and those."""
+    if len(problems) <= number:
+        raise DataError(
+            f"{field} = {number}, but data.train has {len(problems)} problems left to take them from, so none would be "
+            "left to practise; lower it or add problems"
+        )
+    chosen = set(random.Random(torch_seed(seed, field)).sample(range(len(problems)), number))
+    rest = [problem for index, problem in enumerate(problems) if index not in chosen]
+    return rest, [problem for index, problem in enumerate(problems) if index in chosen]
+
+
+def _reason(error: BaseException) -> str:
+    """What was raised, and what was behind it: datasets often says no more than that it failed."""
+    first = last = error
+    while last.__cause__ is not None:
+        last = last.__cause__
+    return " from ".join(dict.fromkeys(f"{type(e).__name__}: {e}" for e in (first, last)))
+
+
+def _no_column(place: str, field: str, column: str, row: Mapping[str, Any]) -> str:
+    near = difflib.get_close_matches(column, list(row), n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else f"; set {field} to one of {', '.join(map(repr, row))}"
+    return f"{place}: there is no column {column!r} ({field}){hint}"
+
+
+def _content(problem: Problem) -> str:
+    return json.dumps([[m.role, " ".join(m.content.split())] for m in problem.messages])
+
+
+def at_most(problems: Iterable[Problem], limit: int, *, seed: int) -> list[Problem]:
+    """`limit` of the problems, chosen by the seed, in their order; all of them where there are fewer."""
+    every = list(problems)
+    if len(every) <= limit:
+        return every
+    chosen = sorted(random.Random(seed).sample(range(len(every)), limit))
+    return [every[index] for index in chosen]

@@ -1,0 +1,70 @@
+"""Every named way a run can end, each with the exit code that `grpo` returns for it.
+
+A `RunError` is something that a user, a machine or a reward caused: its message names the place, the value, the rule
+and the remedy, and `grpo.cli` prints it without a traceback. Anything else that escapes is our bug (exit code 1)."""
+
+
+class RunError(Exception):
+    """A failure with a name. `exit_code` is what the process returns."""
+
+    exit_code = 1
+
+
+class ConfigError(RunError, ValueError):
+    """The config, the command line or a file it names is wrong."""
+
+    exit_code = 2
+
+
+class DataError(RunError, ValueError):
+    """Rows cannot become problems: missing file or column, nothing left, a prompt that does not fit."""
+
+    exit_code = 3
+
+
+class RunFolderError(RunError):
+    """The run's folder is in use, holds another run, or holds a phase that neither --resume nor --fresh names."""
+
+    exit_code = 4
+
+
+class GateError(RunError):
+    """The cold start ended below the pass@1 that its gate asks for."""
+
+    exit_code = 5
+
+
+class RewardError(RunError):
+    """More verifier failures than `reward.max_error_fraction` allows."""
+
+    exit_code = 6
+
+
+class DivergenceError(RunError):
+    """Too many updates in a row had a non-finite loss or gradient."""
+
+    exit_code = 7
+
+
+class OutOfMemoryError(RunError):
+    """The device ran out of memory; the message says which number to lower."""
+
+    exit_code = 8
+
+
+class DiskError(RunError):
+    """A write failed (disk full, quota, permissions); what was written before is intact."""
+
+    exit_code = 9
+
+
+class CheckpointError(RunError):
+    """No checkpoint, a torn or altered one, or one of another config."""
+
+    exit_code = 10
+
+
+class Interrupted(RunError):
+    """Ctrl-C or SIGTERM: the run saved a checkpoint and says how to go on."""
+
+    exit_code = 130

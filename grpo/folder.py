@@ -1,0 +1,188 @@
+"""The folder of a run: where everything lies, who may write to it, and which phases it already holds.
+
+A folder belongs to one config and to one process at a time. The lock is the operating system's, so it ends with its
+owner, however that ends."""
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from grpo.config import RunConfig, dump, fingerprint
+from grpo.errors import DiskError, RunFolderError
+
+Phase = Literal["sft", "profile", "train", "eval", "report"]
+PHASES: tuple[Phase, ...] = ("sft", "profile", "train", "eval", "report")
+Start = Literal["new", "resume", "fresh"]
+
+COLD_START = "cold_start"
+_EVERY = ("run", "model", "chat", "data", "sampling", "reward")
+# The fields that each phase's results rest on: what a phase that stays was made with must not change.
+FIELDS: dict[Phase, tuple[str, ...]] = {
+    "sft": (*_EVERY, "sft", "evaluation.temperature"),
+    "profile": (*_EVERY, "profile", "temperature.value"),
+    "train": (
+        *(*_EVERY, "temperature", "curriculum", "train", "advantage", "loss", "optim"),
+        *(f"evaluation.{name}" for name in ("every_steps", "validation_rollouts", "temperature", "patience", "k")),
+    ),
+    "eval": (*_EVERY, "evaluation"),
+    "report": (),
+}
+
+
+class RunFolder:
+    """Paths of one run. Opened with `opened`, which locks it and checks that it belongs to the config."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.profile = path / "profile"
+        self.evals = path / "evals"
+        self.rollouts = path / "rollouts"
+        self.metrics = path / "metrics.jsonl"
+        self.events = path / "events.jsonl"
+        self.report = path / "report.html"
+        self.config = path / "config.yaml"
+        self._lock = path / ".lock"
+        self._fingerprint = path / "fingerprint.json"
+        self._phases = path / "phases.json"
+
+    @classmethod
+    @contextmanager
+    def opened(cls, config: RunConfig, *, start: Start, phases: tuple[Phase, ...]) -> Iterator["RunFolder"]:
+        """The folder of `config`, locked for this process, with its config written.
+
+        `start` says what happens where a phase of `phases` was begun before: new refuses, resume goes on, fresh
+        deletes that phase and all later ones. Raises RunFolderError with the remedy."""
+        folder = cls(Path(config.run.folder) / config.run.name)
+        with named_disk_errors(folder.path):
+            folder.path.mkdir(parents=True, exist_ok=True)
+            lock = os.open(folder._lock, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            folder._take(lock)
+            os.ftruncate(lock, 0)
+            os.pwrite(lock, str(os.getpid()).encode(), 0)
+            # Before anything is deleted: what stays must be of this config.
+            folder._check(config, start=start, phases=phases)
+            if start == "fresh":
+                folder._forget(phases[0])
+            write_text(folder._fingerprint, json.dumps(fingerprint(config), indent=1))
+            write_text(folder.config, dump(config))
+            yield folder
+        finally:
+            os.close(lock)
+
+    @classmethod
+    def check(cls, config: RunConfig, *, start: Start, phases: tuple[Phase, ...]) -> None:
+        """Raise what `opened` would, without writing anything: to be asked before a model is loaded."""
+        folder = cls(Path(config.run.folder) / config.run.name)
+        if folder._lock.is_file():
+            lock = os.open(folder._lock, os.O_RDONLY)
+            try:
+                folder._take(lock)
+            finally:
+                os.close(lock)
+        folder._check(config, start=start, phases=phases)
+
+    def begun(self) -> dict[str, bool]:
+        """Phases that were begun, each with whether it was finished."""
+        if not self._phases.is_file():
+            return {}
+        phases: dict[str, bool] = json.loads(self._phases.read_text(encoding="utf-8"))
+        return phases
+
+    def mark(self, phase: Phase, *, finished: bool) -> None:
+        """Note that a phase began or finished. What came after one that begins again is no longer finished."""
+        later = () if finished else PHASES[PHASES.index(phase) + 1 :]
+        marks = {name: done for name, done in self.begun().items() if name not in later}
+        write_text(self._phases, json.dumps({**marks, phase: finished}))
+
+    def _take(self, lock: int) -> None:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            owner = self._lock.read_text(encoding="utf-8").strip() or "unknown"
+            raise RunFolderError(
+                f"{self.path} is in use by process {owner}; wait for it, stop it, or set another run.name"
+            ) from error
+
+    def _check(self, config: RunConfig, *, start: Start, phases: tuple[Phase, ...]) -> None:
+        held = [phase for phase in phases if phase in self.begun()]
+        if start == "new" and held:
+            raise RunFolderError(
+                f"{self.path} already holds the phase{'s' if len(held) > 1 else ''} {', '.join(held)}; "
+                "add --resume to go on with it, --fresh to delete it and start again, or set another run.name"
+            )
+        first = PHASES.index(phases[0]) if start == "fresh" else len(PHASES)
+        self._check_belongs(config, staying=PHASES[:first])
+
+    def _check_belongs(self, config: RunConfig, *, staying: tuple[Phase, ...]) -> None:
+        prints = fingerprint(config)
+        begun = [phase for phase in staying if phase in self.begun()]
+        if not begun or not self._fingerprint.is_file():
+            return
+        found: dict[str, str] = json.loads(self._fingerprint.read_text(encoding="utf-8"))
+        fields = {field for phase in begun for field in FIELDS[phase]}
+        differing = sorted(
+            name
+            for name in found.keys() | prints.keys()
+            if found.get(name) != prints.get(name) and any(f"{name}.".startswith(f"{field}.") for field in fields)
+        )
+        if differing:
+            raise RunFolderError(
+                f"{self.path} holds {', '.join(begun)} of another config; it differs in {', '.join(differing)} "
+                f"(its own is {self.config}); set another run.name, or `grpo recipe --fresh` to delete them"
+            )
+
+    def _forget(self, first: Phase) -> None:
+        """Delete phase `first` and every later one."""
+        phases = PHASES[PHASES.index(first) :]
+        for phase, paths in self._artefacts().items():
+            if phase in phases:
+                for path in paths:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        write_text(self._phases, json.dumps({k: v for k, v in self.begun().items() if k not in phases}))
+
+    def _artefacts(self) -> dict[Phase, list[Path]]:
+        steps = [*self.checkpoints.glob("step_*"), *self.checkpoints.glob("best_*")]
+        return {
+            "sft": [self.checkpoints / COLD_START, self.path / "sft"],
+            "profile": [self.profile],
+            "train": [*steps, self.rollouts, self.metrics, self.events, self.path / "wandb"],
+            "eval": [self.evals],
+            "report": [self.report],
+        }
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file as a whole or not at all, and have it on the disk when this returns. Raises DiskError."""
+    with named_disk_errors(path):
+        temporary = path.with_name(path.name + ".tmp")
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`write_text` of a value as JSON."""
+    write_text(path, json.dumps(value, indent=1))
+
+
+@contextmanager
+def named_disk_errors(path: Path) -> Iterator[None]:
+    """Turn the disk's refusals inside into a DiskError that names the place and the remedy."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO):
+            raise
+        raise DiskError(
+            f"{path}: {error.strerror}; make room or give permission, then add --resume (the last checkpoint is whole)"
+        ) from error

@@ -1,0 +1,86 @@
+"""From the config to what decides about practice: the reward, the curriculum and the temperature schedule."""
+
+from collections.abc import Mapping, Sequence
+
+from curricula import (
+    Adaptive,
+    Constant,
+    Cosine,
+    Curriculum,
+    Guard,
+    Linear,
+    PlateauRule,
+    StageRule,
+    Steps,
+    TemperatureSchedule,
+    Tier,
+    TwoStages,
+    Uniform,
+    Weighted,
+)
+from grpo.config import RewardConfig, RunConfig, TemperatureConfig
+from grpo.errors import ConfigError, DataError
+from grpo.seeds import torch_seed
+from rewards import RewardSpec, build_spec
+
+
+def reward_spec(config: RewardConfig) -> RewardSpec:
+    """The run's reward, built once here so that a wrong name, file or option is an error before anything starts."""
+    try:
+        spec = RewardSpec(config.name or "", file=config.file, function=config.function, options=config.options)
+        build_spec(spec)
+    except ValueError as error:
+        raise ConfigError(f"reward: {error}") from error
+    return spec
+
+
+def needs_profile(config: RunConfig) -> bool:
+    """Whether the curriculum asks for tiers."""
+    return config.curriculum.kind == "two_stages"
+
+
+def build_curriculum(config: RunConfig, problem_ids: Sequence[str], tiers: Mapping[str, Tier]) -> Curriculum:
+    """The curriculum over `problem_ids`; `tiers` labels the profiled ones. Raises DataError for an empty tier."""
+    seed = torch_seed(config.run.seed, "curriculum")
+    if config.curriculum.kind == "uniform":
+        return Uniform(problem_ids, seed=seed)
+    if config.curriculum.kind == "weighted":
+        return Weighted(problem_ids, seed=seed)
+    plateau = PlateauRule(window_steps=config.curriculum.plateau_window_steps)
+    rules = [
+        StageRule(
+            name=stage.name,
+            tiers=tuple(stage.tiers),
+            steps=stage.steps,
+            plateau=plateau if stage.until_plateau else None,
+        )
+        for stage in config.curriculum.stages
+    ]
+    try:
+        return TwoStages(tiers, stages=rules, seed=seed)
+    except ValueError as error:
+        raise DataError(f"curriculum.stages: {error}") from error
+
+
+def build_temperature(config: TemperatureConfig, *, num_steps: int) -> TemperatureSchedule:
+    """The schedule over the run's steps."""
+    if config.kind == "linear" and config.final is not None:
+        return Linear(config.value, end=config.final, steps=max(1, num_steps - 1))
+    if config.kind == "cosine" and config.final is not None:
+        return Cosine(config.value, end=config.final, steps=max(1, num_steps - 1))
+    if config.kind == "steps":
+        return Steps(config.value, changes=config.milestones)
+    if config.kind == "adaptive":
+        return Adaptive(
+            config.value,
+            grid=config.grid,
+            plateau=PlateauRule(window_steps=config.window_steps),
+            guard=Guard(
+                drop=config.guard,
+                unit=config.guard_kind,
+                reference=config.reference,
+                max_standard_error=config.max_standard_error,
+            ),
+            cooldown_steps=config.cooldown_steps,
+        )
+    return Constant(config.value)

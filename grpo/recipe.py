@@ -1,0 +1,298 @@
+"""The phases of a run, each a function of the same `Run`, and the recipe that goes through them all.
+
+cold start → profile → train (stage one, stage two) → evaluate → report. A phase that is finished is read back from the
+folder instead of being done again; one that was begun goes on from what it saved."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from curricula import Tier
+from grpo import checkpoint, practice
+from grpo.chat import Chat
+from grpo.config import RunConfig
+from grpo.data import at_most
+from grpo.errors import CheckpointError, DataError, Interrupted
+from grpo.evaluation import Evaluation, evaluate
+from grpo.folder import COLD_START, Phase, RunFolder, write_json
+from grpo.policy import Policy
+from grpo.profiling import TIERS_FILE, profile
+from grpo.rollout import Rollouts
+from grpo.seeds import torch_seed
+from grpo.sft import cold_start
+from grpo.tracking.console import Console
+from grpo.tracking.report import write_report
+from grpo.tracking.tracker import Tracker
+from grpo.trainer import Parts, Stage, Trainer
+from grpo.types import Problem
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run that is ready to go: its config, its folder, and the parts that every phase uses."""
+
+    config: RunConfig
+    folder: RunFolder
+    policy: Policy
+    initial_weights: Mapping[str, Tensor]  # what the config alone gives, before any phase
+    chat: Chat
+    rollouts: Rollouts
+    train: Sequence[Problem]
+    validation: Sequence[Problem]
+    heldout: Sequence[Problem]
+    traces: Sequence[Problem]
+    tracker: Tracker
+    console: Console
+    should_stop: Callable[[], bool]
+
+    @property
+    def cold_start_path(self) -> Path:
+        """Where the policy after the cold start lies."""
+        return self.folder.checkpoints / COLD_START
+
+
+def phases_of(config: RunConfig) -> tuple[Phase, ...]:
+    """The phases that the recipe goes through."""
+    chosen: list[tuple[Phase, bool]] = [
+        ("sft", config.sft is not None),
+        ("profile", practice.needs_profile(config)),
+        ("train", True),
+        ("eval", True),
+        ("report", True),
+    ]
+    return tuple(phase for phase, wanted in chosen if wanted)
+
+
+def stages_of(config: RunConfig) -> list[Stage]:
+    """The sizes of a step in each stage of the curriculum; one stage where it knows none."""
+    default = config.train
+    if config.curriculum.kind != "two_stages":
+        return [Stage(problems_per_step=default.problems_per_step, group_size=default.group_size)]
+    return [
+        Stage(
+            problems_per_step=stage.problems_per_step or default.problems_per_step,
+            group_size=stage.group_size or default.group_size,
+        )
+        for stage in config.curriculum.stages
+    ]
+
+
+def recipe(run: Run) -> None:
+    """All phases in order."""
+    done = run.folder.begun()
+    for phase in phases_of(run.config):
+        if run.should_stop():
+            raise Interrupted(f"stopped before the phase {phase}: add --resume to go on")
+        if done.get(phase) and phase != "report":
+            run.console.say(f"{phase}: finished before, in {run.folder.path}")
+        else:
+            PHASE_FUNCTIONS[phase](run)
+
+
+def run_sft(run: Run) -> None:
+    """Cold start from the initial weights, until the gate; the policy is saved as checkpoints/cold_start."""
+    config = run.config.sft
+    if config is None:
+        raise DataError("the config has no section sft, so there is no cold start to run; add one with its traces")
+    if run.folder.begun().get("sft"):
+        run.console.say(f"cold start: finished before, in {run.cold_start_path}; --fresh begins it again")
+        return
+    run.folder.mark("sft", finished=False)
+    checkpoint.load_weights(run.policy.model, run.initial_weights)
+    run.console.say(f"cold start: {len(run.traces)} traces, at most {config.max_steps} steps")
+
+    def on_look(step: int, value: float) -> None:
+        run.console.say(f"cold start: step {step}, pass@1 {value:.3f} (gate {config.gate_pass_at_1})")
+
+    result = cold_start(
+        run.policy,
+        chat=run.chat,
+        traces=run.traces,
+        config=config,
+        pass_at_1=lambda: _validation(run, num_rollouts=config.gate_rollouts).overall.metrics["pass@1"].value,
+        should_stop=run.should_stop,
+        on_look=on_look,
+        seed=run.config.run.seed,
+        folder=run.folder.path / "sft",
+    )
+    looks = [{"step": step, "pass@1": value} for step, value in result.looks]
+    state = {"steps": result.steps, "looks": looks}
+    weights = checkpoint.weights_of(run.policy.model)
+    checkpoint.save(run.cold_start_path, weights=weights, optimizer=None, state=state)
+    run.folder.mark("sft", finished=True)
+
+
+def run_profile(run: Run) -> None:
+    """Profile the training problems with the policy that training starts from."""
+    run.folder.mark("profile", finished=False)
+    start = load_start(run)
+    config = run.config
+    result = profile(
+        run.rollouts,
+        at_most(
+            run.train,
+            config.profile.max_problems or len(run.train),
+            seed=torch_seed(config.run.seed, "profiled problems"),
+        ),
+        config=config.profile,
+        folder=run.folder.profile,
+        fingerprint={
+            "policy": start,
+            "temperature": config.temperature.value,
+            "sampling": config.sampling.model_dump(mode="json", exclude={"max_rows", "prefill_tokens"}),
+            "seed": config.run.seed,
+        },
+        temperature=config.temperature.value,
+        max_rows=config.sampling.max_rows,
+        max_error_fraction=config.reward.max_error_fraction,
+        should_stop=run.should_stop,
+        on_progress=run.console.profile_progress,
+    )
+    counts = ", ".join(f"{tier} {count}" for tier, count in result.counts.items())
+    run.console.say(f"profile: {counts}; {result.num_rollouts} rollouts")
+    run.folder.mark("profile", finished=True)
+
+
+def run_train(run: Run) -> None:
+    """The loop, from the start policy or from the newest whole checkpoint."""
+    config, folder = run.config, run.folder
+    tiers = read_tiers(run) if practice.needs_profile(config) else {}
+    parts = Parts(
+        policy=run.policy,
+        rollouts=run.rollouts,
+        curriculum=practice.build_curriculum(config, [problem.id for problem in run.train], tiers),
+        temperature=practice.build_temperature(config.temperature, num_steps=config.train.steps),
+        stages=stages_of(config),
+        problems={problem.id: problem for problem in run.train},
+        tiers={problem_id: str(tier) for problem_id, tier in tiers.items()},
+        validation=run.validation,
+        tracker=run.tracker,
+        folder=folder,
+    )
+    # Before the trainer is made: its optimizer takes float32 copies of the weights that it finds.
+    load_start(run)
+    trainer = Trainer(parts, config, should_stop=run.should_stop, on_step=run.console.step)
+    newest, faults = checkpoint.newest_whole(folder.checkpoints)
+    for fault in faults:
+        run.console.say(f"train: {fault}")
+    if newest is None and faults:
+        raise CheckpointError(
+            f"{folder.checkpoints}: none of {len(faults)} checkpoints is whole ({faults[0]}); restore one, or --fresh "
+            "starts the training again"
+        )
+    if newest is not None:
+        weights, optimizer, state = checkpoint.load(newest, device=run.policy.device)
+        if optimizer is None:
+            raise CheckpointError(f"{newest}: holds no optimizer state; --fresh starts the training again")
+        trainer.load(weights, optimizer, state)
+        run.console.say(f"train: going on from {newest}")
+    else:
+        run.tracker.load_state_dict({"metrics": 0, "events": 0})
+        for look in _cold_start_state(run).get("looks", []):
+            run.tracker.event(0, "gate", {"pass@1": look["pass@1"], "sft_steps": look["step"]})
+    folder.mark("train", finished=False)
+    trainer.run()
+    folder.mark("train", finished=True)
+
+
+def run_eval(run: Run) -> None:
+    """The final policy, and the one that training started from, on the held-out problems."""
+    run.folder.mark("eval", finished=False)
+    config = run.config.evaluation
+    for name in ("start", "final") if config.baseline else ("final",):
+        if run.should_stop():
+            raise Interrupted("stopped during the evaluation, which begins again: add --resume")
+        step = load_final(run) if name == "final" else 0
+        if name == "start":
+            load_start(run)
+        result = evaluate(
+            run.rollouts,
+            run.heldout,
+            num_rollouts=config.rollouts_per_problem,
+            temperature=config.temperature,
+            k=config.k,
+            seed=run.config.run.seed,
+            max_error_fraction=run.config.reward.max_error_fraction,
+            by_column=config.by_column,
+        )
+        run.folder.evals.mkdir(exist_ok=True)
+        write_json(run.folder.evals / f"{name}.json", result.report(name=name, step=step))
+    run.folder.mark("eval", finished=True)
+
+
+def run_report(run: Run) -> Path:
+    """One self-contained HTML file; returns its path."""
+    path = write_report(run.folder.path)
+    run.folder.mark("report", finished=True)
+    return path
+
+
+PHASE_FUNCTIONS: dict[Phase, Callable[[Run], object]] = {
+    "sft": run_sft,
+    "profile": run_profile,
+    "train": run_train,
+    "eval": run_eval,
+    "report": run_report,
+}
+
+
+def load_start(run: Run) -> str:
+    """Put the policy that training starts from in place: the cold start's, or the config's own. Returns its name."""
+    if run.config.sft is None:
+        checkpoint.load_weights(run.policy.model, run.initial_weights)
+        return "base"
+    if not run.cold_start_path.is_dir():
+        raise CheckpointError(f"{run.cold_start_path}: no cold start yet; run `grpo sft` or `grpo recipe` first")
+    weights, _, _ = checkpoint.load(run.cold_start_path, device=run.policy.device)
+    checkpoint.load_weights(run.policy.model, weights)
+    return (run.cold_start_path / checkpoint.MANIFEST).read_text(encoding="utf-8")
+
+
+def load_final(run: Run) -> int:
+    """Put the policy of the final evaluation in place; returns its step (0: the one that training started from)."""
+    folder = run.folder.checkpoints
+    newest, _ = checkpoint.newest_whole(folder)
+    if newest is None:
+        load_start(run)
+        return 0
+    best = sorted(folder.glob("best_*"))
+    path = best[-1] if best and run.config.evaluation.checkpoint == "best" else newest
+    weights, _, _ = checkpoint.load(path, device=run.policy.device)
+    checkpoint.load_weights(run.policy.model, weights)
+    return int(path.name.split("_")[1])
+
+
+def read_tiers(run: Run) -> dict[str, Tier]:
+    """Labels of the profile in the run's folder. Raises DataError where there is none."""
+    path = run.folder.profile / TIERS_FILE
+    if not path.is_file():
+        raise DataError(
+            f"{path}: no profile, and curriculum.kind = {run.config.curriculum.kind!r} practises by tier; run "
+            "`grpo profile` (or `grpo recipe`) with this config first, or set curriculum.kind=uniform"
+        )
+    rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["rows"]
+    return {row["problem_id"]: Tier(row["tier"]) for row in rows}
+
+
+def _cold_start_state(run: Run) -> dict[str, Any]:
+    if run.config.sft is None:
+        return {}
+    _, _, state = checkpoint.load(run.cold_start_path, device=torch.device("cpu"))
+    return state
+
+
+def _validation(run: Run, *, num_rollouts: int) -> Evaluation:
+    return evaluate(
+        run.rollouts,
+        run.validation,
+        num_rollouts=num_rollouts,
+        temperature=run.config.evaluation.temperature,
+        k=[1],
+        seed=run.config.run.seed,
+        max_error_fraction=run.config.reward.max_error_fraction,
+    )

@@ -1,0 +1,43 @@
+"""What every sampling engine offers the rest of the trainer: sample, load weights, steer."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from grpo.policy import Policy
+from grpo.steering import Steering
+from grpo.types import StopReason
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One prompt and as many completions of it as there are keys."""
+
+    prompt_ids: tuple[int, ...]
+    keys: tuple[int, ...]  # a 64-bit key of each completion's noise, from grpo.seeds
+    temperature: float
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What was drawn for `requests[request].keys[index]`, the end token included."""
+
+    request: int
+    index: int
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]  # nats, of each token under the distribution that it was drawn from
+    kept: tuple[tuple[int, ...], ...] | None  # ids that top-k, top-p and min-p left for each token; None: all
+    stop_reason: StopReason
+
+
+class Sampler(Protocol):
+    """An engine. Which tokens it draws is a function of weights, steering, prompt, temperature and key alone."""
+
+    def load_weights(self, policy: Policy) -> None:
+        """Draw from this policy's weights as they stand, from the next `sample` on."""
+
+    def steer(self, steering: Steering | None) -> None:
+        """Draw with this steering, or none, from the next `sample` on."""
+
+    def sample(self, requests: Sequence[Request]) -> Iterator[Completion]:
+        """Yield every completion once, as it finishes, in an order that the requests alone decide."""

@@ -1,0 +1,114 @@
+"""`grpo score`: completions from a file through any reward, as training would judge them. Needs no torch.
+
+What a row becomes is `rewards.score`'s work; here are the command's arguments, its output and its progress."""
+
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import fmean
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from grpo.errors import ConfigError, DataError, DiskError
+from rewards import Pool, RewardSpec, build_spec
+from rewards.score import read_jsonl_rows, score_rows
+
+SHOWN_DETAILS = 3
+
+
+def score_file(
+    reward: str, file: Path, *, output: Path | None, options_json: str, workers: int, timeout_seconds: float
+) -> None:
+    """Score the rows of `file` with `reward` (a name, or FILE.py:FUNCTION), one for one and in order, as JSON lines.
+
+    They go to `output`, or to standard output; progress and a summary go to standard error. A row that cannot be
+    scored is a row with status error. Raises ConfigError for a reward, options or limits that cannot be, DataError
+    when the file cannot be read, DiskError when the output cannot be written."""
+    spec = _spec(reward, options_json)
+    if workers < 0 or not timeout_seconds > 0:
+        raise ConfigError(
+            f"--workers = {workers}, --timeout-seconds = {timeout_seconds}: workers must be at least 0, seconds above 0"
+        )
+    if output is not None and output.resolve() == file.resolve():
+        raise ConfigError(f"--output = {str(output)!r} is the file that is read; name another one")
+    try:
+        num_rows = sum(1 for _ in read_jsonl_rows(file))
+        rows = read_jsonl_rows(file)
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read ({error.strerror}); give a file of JSON lines") from error
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    statuses: Counter[str] = Counter()
+    details: Counter[str] = Counter()
+    values: list[float] = []
+    with (
+        _opened(output) as out,
+        Pool(workers=workers, timeout_seconds=timeout_seconds) as pool,
+        _progress(console) as progress,
+    ):
+        task = progress.add_task("scored", total=num_rows)
+        for row in score_rows(spec, rows, pool=pool):
+            out.write(json.dumps(row) + "\n")
+            progress.advance(task)
+            statuses[row["status"]] += 1
+            if row["reward"] is not None:
+                values.append(row["reward"])
+            elif row["detail"]:
+                details[row["detail"]] += 1
+    console.print(_summary(spec.title, statuses=statuses, values=values), markup=False)
+    for detail, count in details.most_common(SHOWN_DETAILS):
+        console.print(f"  {count} times: {detail}", markup=False)
+
+
+def _spec(reward: str, options_json: str) -> RewardSpec:
+    try:
+        options: Any = json.loads(options_json)
+    except ValueError as error:
+        raise ConfigError(f"--options = {options_json!r}: must be a JSON object ({error})") from error
+    if not isinstance(options, Mapping):
+        raise ConfigError(f"--options = {options_json!r}: must be a JSON object, such as {{}}")
+    file, colon, function = reward.rpartition(":")
+    try:
+        spec = (
+            RewardSpec(file=file, function=function, options=options) if colon else RewardSpec(reward, options=options)
+        )
+        build_spec(spec)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    return spec
+
+
+def _summary(title: str, *, statuses: Mapping[str, int], values: list[float]) -> str:
+    counts = ", ".join(f"{count} {status}" for status, count in sorted(statuses.items())) or "no rows"
+    mean = f"; mean reward {fmean(values):.4f}" if values else ""
+    return f"{title}: {sum(statuses.values())} rows: {counts}{mean}"
+
+
+@contextmanager
+def _opened(output: Path | None) -> Iterator[TextIO]:
+    if output is None:
+        try:
+            yield sys.stdout
+            sys.stdout.flush()
+        except BrokenPipeError:  # a reader such as head has seen enough; nor may Python's own last flush fail
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return
+    try:
+        with output.open("w", encoding="utf-8") as file:
+            yield file
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+        raise ConfigError(
+            f"--output = {str(output)!r}: {error.strerror}; name a file in a folder that is there"
+        ) from error
+    except OSError as error:
+        raise DiskError(f"{output}: {error.strerror}; make room or give permission, and score again") from error
+
+
+def _progress(console: Console) -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)

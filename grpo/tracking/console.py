@@ -1,0 +1,101 @@
+"""What a run says in the terminal: lines, a bar while something long is counted, and the table at the end.
+
+On a terminal the bars move in place; in a log file they are plain lines, one now and then."""
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console as RichConsole
+from rich.markup import escape
+from rich.table import Table
+
+from curricula import Progress as ProfileProgress
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+class Console:
+    """Speaks for one run. Says each step on a terminal's last line, and every few seconds in a log."""
+
+    def __init__(self, *, num_steps: int) -> None:
+        self._rich = RichConsole(highlight=False, soft_wrap=True)
+        self._num_steps = num_steps
+        self._started = time.monotonic()
+        self._first_step: int | None = None
+        self._spoke = 0.0
+        self._line_is_open = False  # a line that moves in place stands on the terminal, without its end
+
+    def say(self, line: str) -> None:
+        """One line that stays."""
+        self._end_line()
+        elapsed = time.monotonic() - self._started
+        self._rich.print(f"[dim]{elapsed:6.0f} s[/dim]  {escape(line)}", markup=True)
+
+    def profile_progress(self, progress: ProfileProgress) -> None:
+        """How far the profile is, with the tiers so far."""
+        tiers = ", ".join(f"{tier} {count}" for tier, count in progress.tiers.items())
+        self._now_and_then(
+            f"profile: {progress.num_finished}/{progress.num_problems} problems, {progress.num_rollouts} rollouts "
+            f"(at most {progress.most_rollouts_left} left); {tiers}",
+            last=progress.num_finished == progress.num_problems,
+        )
+
+    def step(self, metrics: Mapping[str, float]) -> None:
+        """One step of training: where it is, what it earns, how long is left."""
+        step = int(metrics["step"])
+        if self._first_step is None:
+            self._first_step, self._step_started = step, time.monotonic() - metrics["time/step"]
+        done = step - self._first_step + 1
+        left = (time.monotonic() - self._step_started) / done * (self._num_steps - step)
+        entropy = f", entropy {metrics['policy/entropy']:.3f}" if "policy/entropy" in metrics else ""
+        pass_rate = metrics.get("reward/pass_rate", math.nan)  # absent when no verdict of the step had a value
+        validation = metrics.get("eval/validation/pass@1")
+        self._now_and_then(
+            f"train: step {step}/{self._num_steps}, stage {metrics['curriculum/stage']:.0f}, "
+            f"pass rate {pass_rate:.3f}, temperature {metrics['sampling/temperature']:.2f}{entropy}, "
+            f"length {metrics['completion/length_mean']:.1f}, "
+            f"{metrics['throughput/sampled_tokens_per_second']:,.0f} tokens/s, {left:.0f} s left"
+            + (f", validation pass@1 {validation:.3f}" if validation is not None else ""),
+            last=step == self._num_steps,
+        )
+
+    def results(self, evals: Path, *, report: Path) -> None:
+        """The table of the evaluations in a run's folder, and where the report is."""
+        table = Table("", title="held-out problems", title_justify="left")
+        read = {p.stem: json.loads(p.read_text(encoding="utf-8")) for p in sorted(evals.glob("*.json"), reverse=True)}
+        for name, evaluation in read.items():
+            table.add_column(f"{name} (step {evaluation['step']})", justify="right")
+        rows: dict[str, dict[str, Any]] = {}
+        for name, evaluation in read.items():
+            heldout = evaluation["sets"]["heldout"]
+            for group, of_group in {"": heldout, **heldout["by_group"]}.items():
+                for metric, estimate in of_group["metrics"].items():
+                    if not group or metric == "pass@1":
+                        rows.setdefault(f"{metric} {'· ' + group if group else ''}", {})[name] = estimate
+        for label, cells in rows.items():
+            shown = [cells.get(name) for name in read]
+            table.add_row(label, *(f"{c['value']:.3f} [{c['low']:.3f}, {c['high']:.3f}]" if c else "–" for c in shown))
+        self._rich.print(table)
+        self._rich.print(f"report: {report}")
+
+    def _now_and_then(self, line: str, *, last: bool) -> None:
+        if not self._rich.is_terminal:
+            if last or time.monotonic() - self._spoke >= SECONDS_BETWEEN_LINES:
+                self._spoke = time.monotonic()
+                self.say(line)
+            return
+        # Past rich, which strips the return to the line's beginning; a longer line would wrap and stay.
+        self._rich.file.write(f"\r\x1b[2K{line[: self._rich.width - 1]}")
+        self._rich.file.flush()
+        self._line_is_open = True
+        if last:
+            self._end_line()
+
+    def _end_line(self) -> None:
+        if self._line_is_open:
+            self._rich.file.write("\n")
+            self._line_is_open = False

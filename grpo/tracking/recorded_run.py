@@ -1,0 +1,146 @@
+"""What a run recorded in its folder, read: metrics, events, profile, evaluations, and the rollouts that one asks for.
+
+Owns the tolerance: a file that is absent is empty, a line that is torn is left out and noted, a step that was logged
+twice counts as it was logged last. Knows nothing of how any of it is shown."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeGuard
+
+import yaml
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedRun:
+    """What the folder holds, read once. `notes` are sentences about what could not be read."""
+
+    folder: Path
+    config: Row
+    metrics: list[Row]
+    events: list[Row]
+    profile: Row | None
+    evaluations: list[Row]
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def steps(self) -> tuple[float, float]:
+        """The first and last step of the charts' common axis."""
+        steps = [row["step"] for row in self.metrics]
+        return (min(steps), max(steps)) if steps else (0.0, 1.0)
+
+    @property
+    def stages(self) -> list[tuple[float, str]]:
+        """The step and name of each stage but the one that begins the run."""
+        begun = [e for e in self.events if e.get("event") == "stage" and is_number(e.get("step"))]
+        return [(e["step"], str(e.get("name", e.get("stage", "")))) for e in begun if e["step"] > self.steps[0]]
+
+    def curve(self, name: str) -> list[tuple[float, float]]:
+        """One metric as (step, value), where it is a finite number."""
+        return [(row["step"], float(row[name])) for row in self.metrics if is_number(row.get(name))]
+
+
+def read_run(run_dir: Path) -> RecordedRun:
+    """Everything but the rollouts, which are read where they are chosen: they can outweigh the memory."""
+    config_path = run_dir / "config.yaml"
+    if not config_path.is_file():
+        raise FileNotFoundError(f"{run_dir} is not a run's folder: it has no config.yaml. Give the folder of one run.")
+    try:
+        config = yaml.safe_load(config_path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{config_path} is not readable YAML: {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{config_path} must hold a mapping of sections; got {type(config).__name__}")
+    notes: list[str] = []
+    by_step: dict[float, Row] = {}
+    for row in read_jsonl(run_dir / "metrics.jsonl", notes=notes):
+        if is_number(row.get("step")):
+            by_step.setdefault(row["step"], {}).update(row)  # a resumed run logs a step again: the last word counts
+    evaluations = [read_json(path, notes=notes) for path in sorted((run_dir / "evals").glob("*.json"))]
+    return RecordedRun(
+        folder=run_dir,
+        config=config,
+        metrics=[by_step[step] for step in sorted(by_step)],
+        events=read_jsonl(run_dir / "events.jsonl", notes=notes),
+        profile=read_json(run_dir / "profile" / "tiers.json", notes=notes),
+        evaluations=sorted((e for e in evaluations if e is not None), key=_evaluation_order),
+        notes=notes,
+    )
+
+
+def read_jsonl(path: Path, *, notes: list[str], lines: frozenset[int] | None = None) -> list[Row]:
+    """The file's objects in order; of the given line numbers (from 0) only, if any are given.
+
+    An absent file holds none. A line that is no JSON object is left out and noted."""
+    if not path.is_file():
+        return []
+    rows, unreadable = [], []
+    with path.open("rb") as file:
+        for number, line in enumerate(file):
+            if (lines is not None and number not in lines) or not line.strip():
+                continue
+            row = _parsed(line)
+            if row is None:
+                unreadable.append(number + 1)
+            else:
+                rows.append(row)
+    if unreadable:
+        where = ", ".join(map(str, unreadable[:5])) + (", …" if len(unreadable) > 5 else "")
+        notes.append(
+            f"{path.name}: {len(unreadable)} unreadable line(s) left out (line {where}). "
+            "A run that was killed, or is still writing, leaves a torn last line."
+        )
+    return rows
+
+
+def read_json(path: Path, *, notes: list[str]) -> Row | None:
+    """The file's object; None where there is no file, and None with a note where it is no JSON object."""
+    if not path.is_file():
+        return None
+    row = _parsed(path.read_bytes())
+    if row is None:
+        notes.append(f"{path.parent.name}/{path.name} is not a readable JSON object and was left out.")
+    return row
+
+
+def choose_rollouts(counts: Sequence[int], *, limit: int) -> list[list[int]]:
+    """Which lines of each file to show, given the files' line counts: at most `limit`, evenly over files and lines.
+
+    A file with fewer lines than its share leaves the rest to the others."""
+    num_files = min(len(counts), limit)
+    files = [index * len(counts) // num_files for index in range(num_files)]
+    shares = [0] * len(counts)
+    smallest_first = sorted(files, key=lambda index: counts[index])
+    for position, index in enumerate(smallest_first):
+        left = limit - sum(shares)
+        shares[index] = min(counts[index], left // (len(smallest_first) - position))
+    return [
+        [(2 * i + 1) * count // (2 * share) for i in range(share)] for count, share in zip(counts, shares, strict=True)
+    ]
+
+
+def num_lines(path: Path) -> int:
+    with path.open("rb") as file:
+        return sum(1 for _ in file)
+
+
+def is_number(value: Any) -> TypeGuard[float]:
+    """A number that can be drawn: finite, and no bool. The bound leaves room for a chart's own arithmetic."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
+
+
+def _evaluation_order(evaluation: Row) -> tuple[bool, float, str]:
+    """By step, and the one named final last: the headline shows the last."""
+    step, name = evaluation.get("step"), str(evaluation.get("name"))
+    return name == "final", float(step) if is_number(step) else -1.0, name
+
+
+def _parsed(line: bytes) -> Row | None:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) else None

@@ -1,0 +1,279 @@
+"""The loop. `Trainer.step` is the page to read: problems, groups, outcomes, batch, update, and what is told to whom.
+
+The trainer owns the order of things and the state that survives a restart; every decision belongs to a part that it
+was handed."""
+
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import Tensor
+
+from curricula import Curriculum, TemperatureSchedule, refill_deficit
+from grpo import checkpoint
+from grpo.batch import TrainedRollout
+from grpo.config import RunConfig
+from grpo.errors import Interrupted
+from grpo.evaluation import Evaluation, evaluate
+from grpo.folder import RunFolder
+from grpo.policy import Policy
+from grpo.rollout import Attempts, Rollouts, check_lost, lost_verdicts
+from grpo.tracking.metrics import group_metrics, rollout_rows
+from grpo.tracking.tracker import Tracker
+from grpo.types import Group, Problem, StepStats
+from grpo.update import Updater
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """The sizes of a step in one stage of the curriculum."""
+
+    problems_per_step: int
+    group_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What the trainer is handed: each owns the decisions that its name says."""
+
+    policy: Policy
+    rollouts: Rollouts
+    curriculum: Curriculum
+    temperature: TemperatureSchedule
+    stages: Sequence[Stage]
+    problems: Mapping[str, Problem]
+    tiers: Mapping[str, str]  # label of each profiled problem, for readers of rollouts
+    validation: Sequence[Problem]
+    tracker: Tracker
+    folder: RunFolder
+
+
+@dataclass(slots=True)
+class Progress:
+    """Where the run is: what a checkpoint holds beside the states of the parts."""
+
+    step: int = 0
+    sampled_tokens: int = 0
+    best_value: float = -math.inf
+    best_step: int = -1
+    evaluations_since_best: int = 0
+
+
+class Trainer:
+    """Runs the loop from wherever its state is to the last step."""
+
+    def __init__(
+        self,
+        parts: Parts,
+        config: RunConfig,
+        *,
+        should_stop: Callable[[], bool],
+        on_step: Callable[[Mapping[str, float]], None],
+    ) -> None:
+        """`should_stop` is asked after each step: True saves and raises Interrupted. `on_step` gets the metrics."""
+        self._parts, self._config = parts, config
+        self._should_stop, self._on_step = should_stop, on_step
+        self._updater = Updater(parts.policy, config)
+        self._progress = Progress()
+
+    def run(self) -> None:
+        """Step until the run's last step, the curriculum's end or an early stop; the last state is always saved."""
+        while not self._is_over():
+            self.step()
+            last = self._is_over()
+            stop = self._should_stop() and not last
+            if last or stop or self._progress.step % self._config.checkpoint.every_steps == 0:
+                self.save()
+            if stop:
+                raise Interrupted(
+                    f"stopped after step {self._progress.step}; saved in {self._parts.folder.checkpoints}: "
+                    "add --resume to go on"
+                )
+
+    def step(self) -> None:
+        """One turn of the loop."""
+        parts, progress, stats = self._parts, self._progress, StepStats()
+        started = time.perf_counter()
+        temperature = parts.temperature.value(progress.step)
+        stage = parts.curriculum.stage
+        groups = self._sample(temperature, stats)
+        kept = [group for group in groups if not group.degenerate][: parts.stages[stage].problems_per_step]
+        trained = self._updater.update(kept, step=progress.step, stats=stats)
+        self._log_rollouts(groups, trained)
+        practised = parts.curriculum.metrics()  # of the stage that the step was in: its end may begin the next one
+        parts.curriculum.end_step()
+        metrics = stats.reduce()
+        if "reward/mean" in metrics:  # absent when no verdict of the step had a value
+            parts.temperature.observe(progress.step, metrics["reward/mean"])
+        progress.step += 1
+        metrics |= practised | parts.temperature.metrics() | self._evaluate()
+        metrics |= {"sampling/temperature": temperature, "sampling/tokens_total": float(progress.sampled_tokens)}
+        metrics["time/step"] = time.perf_counter() - started
+        metrics |= _throughput(metrics)
+        parts.tracker.log(progress.step, metrics)
+        self._on_step({"step": progress.step, **metrics})
+        if not any(trained):
+            parts.tracker.event(progress.step, "no_update", {"reason": _why_no_update(kept)})
+        if parts.curriculum.stage != stage:
+            name = parts.curriculum.stage_name
+            parts.tracker.event(progress.step, "stage", {"stage": parts.curriculum.stage, "name": name})
+        self._choose_temperature()
+
+    # --- sampling -------------------------------------------------------------------------------------------------
+
+    def _sample(self, temperature: float, stats: StepStats) -> list[Group]:
+        """Groups of the step in the order in which the curriculum gave their problems, refill waves included."""
+        parts, progress = self._parts, self._progress
+        stage = parts.stages[parts.curriculum.stage]
+        waves = self._config.curriculum.max_refill_waves + 1
+        groups: list[Group] = []
+        given: Counter[str] = Counter()
+        for wave in range(waves):
+            num_kept = sum(not group.degenerate for group in groups)
+            deficit = refill_deficit(stage.problems_per_step, num_kept, wave, max_waves=waves)
+            if deficit == 0:
+                break
+            attempts = []
+            for problem_id in parts.curriculum.next(deficit):
+                # A small pool gives a problem again within a step; these attempts have numbers and noise of their own.
+                first = given[problem_id] * stage.group_size
+                problem = parts.problems[problem_id]
+                attempts.append(Attempts(problem=problem, first_attempt=first, num_rollouts=stage.group_size))
+                given[problem_id] += 1
+            sampled = parts.rollouts.run(attempts, temperature=temperature, phase="train", step=progress.step)
+            parts.curriculum.observe([group.outcome for group in sampled.groups if group.outcome.num_rollouts])
+            groups += sampled.groups
+            progress.sampled_tokens += sampled.num_tokens
+            stats.add_count("time/sampling", sampled.sampling_seconds)
+            stats.add_count("time/reward", sampled.reward_seconds)
+            stats.add_count("sampling/waves", 1)
+        group_metrics(stats, groups, num_wanted=stage.problems_per_step)
+        check_lost(
+            lost_verdicts(groups),
+            num_verdicts=sum(len(group.rewards) for group in groups),
+            max_error_fraction=self._config.reward.max_error_fraction,
+            place=f"step {progress.step}",
+        )
+        return groups
+
+    # --- evaluation, best checkpoint, temperature -----------------------------------------------------------------
+
+    def _evaluate(self) -> dict[str, float]:
+        """Validation metrics where they are due; keeps the best policy so far."""
+        config, progress = self._config.evaluation, self._progress
+        if config.every_steps == 0 or progress.step % config.every_steps:
+            return {}
+        started = time.perf_counter()
+        result = self._evaluation(temperature=config.temperature, num_rollouts=config.validation_rollouts)
+        value = result.overall.metrics["pass@1"].value
+        if value > progress.best_value:
+            progress.best_value, progress.best_step, progress.evaluations_since_best = value, progress.step, 0
+            self._save_weights_as_best()
+            self._parts.tracker.event(progress.step, "best", {"metric": "eval/validation/pass@1", "value": value})
+        else:
+            progress.evaluations_since_best += 1
+        scores = {f"eval/validation/{name}": estimate.value for name, estimate in result.overall.metrics.items()}
+        return scores | {"time/evaluation": time.perf_counter() - started}
+
+    def _evaluation(self, *, temperature: float, num_rollouts: int) -> Evaluation:
+        k = sorted({1, *(k for k in self._config.evaluation.k if k <= num_rollouts)})
+        return evaluate(
+            self._parts.rollouts,
+            self._parts.validation,
+            num_rollouts=num_rollouts,
+            temperature=temperature,
+            k=k,
+            seed=self._config.run.seed,
+            max_error_fraction=self._config.reward.max_error_fraction,
+        )
+
+    def _choose_temperature(self) -> None:
+        """Let an adaptive schedule evaluate its grid when it wants to, and log what it decides."""
+        parts, config, step = self._parts, self._config.temperature, self._progress.step
+        grid = parts.temperature.wants_evaluation(step)
+        if not grid:
+            return
+        scores = {
+            temperature: self._evaluation(temperature=temperature, num_rollouts=config.rollouts_per_problem).scores
+            for temperature in grid
+        }
+        # A problem whose verdicts were all lost at one temperature cannot be compared at any.
+        common = set.intersection(*(set(of_problems) for of_problems in scores.values()))
+        scores = {t: {p: score for p, score in of_t.items() if p in common} for t, of_t in scores.items()}
+        decision = parts.temperature.decide(step, scores)
+        parts.tracker.event(step, "temperature", {"decision": asdict(decision)})
+
+    def _is_over(self) -> bool:
+        patience = self._config.evaluation.patience
+        return (
+            self._progress.step >= self._config.train.steps
+            or self._parts.curriculum.finished
+            or (patience is not None and self._progress.evaluations_since_best >= patience)
+        )
+
+    # --- what survives --------------------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        """Write a checkpoint and delete those that are too old."""
+        folder, progress = self._parts.folder.checkpoints, self._progress
+        checkpoint.save(
+            checkpoint.step_path(folder, progress.step),
+            weights=checkpoint.weights_of(self._parts.policy.model),
+            optimizer=self._updater.state_dict(),
+            state=self.state_dict(),
+        )
+        best = checkpoint.best_path(folder, progress.best_step) if progress.best_step >= 0 else None
+        keep_last = self._config.checkpoint.keep_last
+        checkpoint.prune(folder, last_step=progress.step, keep_last=keep_last, best=best)
+
+    def load(self, weights: Mapping[str, Tensor], optimizer: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+        """Take up a checkpoint: the run goes on as if it had never stopped."""
+        checkpoint.load_weights(self._parts.policy.model, weights)
+        self._updater.load_state_dict(optimizer)
+        self._progress = Progress(**state["progress"])
+        self._parts.curriculum.load_state_dict(state["curriculum"])
+        self._parts.temperature.load_state_dict(state["temperature"])
+        self._parts.tracker.load_state_dict(state["tracker"])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything but weights and optimizer, as JSON can hold it. Noise needs no state: it is counted, not drawn."""
+        names = Progress.__dataclass_fields__
+        return {
+            "progress": {name: getattr(self._progress, name) for name in names},
+            "curriculum": self._parts.curriculum.state_dict(),
+            "temperature": self._parts.temperature.state_dict(),
+            "tracker": self._parts.tracker.state_dict(),
+        }
+
+    def _save_weights_as_best(self) -> None:
+        checkpoint.save(
+            checkpoint.best_path(self._parts.folder.checkpoints, self._progress.step),
+            weights=checkpoint.weights_of(self._parts.policy.model),
+            optimizer=None,
+            state={"step": self._progress.step, "value": self._progress.best_value},
+        )
+
+    def _log_rollouts(self, groups: Sequence[Group], trained: Sequence[list[TrainedRollout]]) -> None:
+        advantages = {(t.rollout.problem_id, t.rollout.attempt): t.advantage for of_group in trained for t in of_group}
+        stage, tiers = self._parts.curriculum.stage_name, self._parts.tiers
+        step = self._progress.step + 1
+        rows = rollout_rows(groups, step=step, stage=stage, tiers=tiers, advantages=advantages)
+        self._parts.tracker.rollouts(step, rows)
+
+
+def _why_no_update(kept: Sequence[Group]) -> str:
+    if not kept:
+        return "no group of the step had any variance"
+    return "of the groups with variance, loss.truncated left no rollout to train on"
+
+
+def _throughput(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Tokens a second of sampling and of training, from the step's own counts."""
+    sampled, trained = metrics["sampling/tokens"], metrics.get("optim/tokens", 0.0)
+    return {
+        "throughput/sampled_tokens_per_second": sampled / max(metrics["time/sampling"], 1e-9),
+        "throughput/trained_tokens_per_second": trained / max(metrics["time/train"], 1e-9),
+    }

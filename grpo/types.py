@@ -1,0 +1,155 @@
+"""What flows through a step, from a row of data to numbers on a dashboard. Everything but `StepStats` is frozen.
+
+Shape letters, used in every comment of the package: P problems, G rollouts per problem, B rollouts, T tokens of a
+padded sequence, A action tokens (those that the policy chose), V vocabulary, L layers, D hidden size."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from curricula import Outcome
+from rewards import Reward, RewardSpec
+
+
+class StopReason(StrEnum):
+    """Why a rollout ended."""
+
+    END_TOKEN = "end_token"
+    STOP_STRING = "stop_string"
+    LIMIT = "limit"
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A row of data that can be practised: what is asked, what is right, and who judges it."""
+
+    id: str  # a hash of messages and answer, so the same row has the same id in every file and run
+    messages: tuple[Message, ...]
+    answer: str
+    reward: RewardSpec
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def prompt(self) -> str:
+        """The text of the last message: what a verifier or a reader takes for the question."""
+        return self.messages[-1].content
+
+    def for_verifier(self, *, finished: bool) -> dict[str, Any]:
+        """The mapping that rewards see. `finished` is False when the token limit cut the completion."""
+        messages = [{"role": message.role, "content": message.content} for message in self.messages]
+        return {
+            **self.meta,
+            "id": self.id,
+            "prompt": self.prompt,
+            "messages": messages,
+            "answer": self.answer,
+            "finished": finished,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """One attempt at one problem, in token ids. Never re-tokenised after sampling."""
+
+    problem_id: str
+    attempt: int
+    token_ids: tuple[int, ...]  # prompt, then completion
+    action_mask: tuple[bool, ...]  # True: the policy chose this token; False: prompt or tool output
+    logprobs: tuple[float, ...]  # nats, the sampler's own, under the distribution it drew from; 0.0 off the mask
+    kept: tuple[tuple[int, ...], ...] | None  # per token the ids that top-k, top-p and min-p left; None: all of them
+    stop_reason: StopReason
+    temperature: float
+    policy_step: int
+
+    @property
+    def num_actions(self) -> int:
+        """Tokens that the policy chose."""
+        return sum(self.action_mask)
+
+    @property
+    def finished(self) -> bool:
+        """False when the token limit cut the completion."""
+        return self.stop_reason is not StopReason.LIMIT
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The rollouts of one problem with what each was worth.
+
+    `completions` are the texts that the verifier saw. A rollout whose reward has no value stays here to be counted
+    and read, and leaves every statistic: pass rate, baseline and loss."""
+
+    problem: Problem
+    rollouts: tuple[Rollout, ...]
+    completions: tuple[str, ...]
+    rewards: tuple[Reward, ...]
+    success_threshold: float
+
+    @property
+    def values(self) -> tuple[float, ...]:
+        """The rewards that have a value, in order."""
+        return tuple(reward.value for reward in self.rewards if reward.value is not None)
+
+    @property
+    def correct(self) -> tuple[bool | None, ...]:
+        """Per rollout: did it reach the success threshold; None where the verifier gave no value."""
+        return tuple(None if r.value is None else r.value >= self.success_threshold for r in self.rewards)
+
+    @property
+    def outcome(self) -> Outcome:
+        """What the curriculum sees."""
+        valued = [correct for correct in self.correct if correct is not None]
+        return Outcome(problem_id=self.problem.id, num_rollouts=len(valued), num_correct=sum(valued))
+
+    @property
+    def pass_rate(self) -> float:
+        """Share of valued rollouts that are correct; NaN when none has a value."""
+        outcome = self.outcome
+        return outcome.num_correct / outcome.num_rollouts if outcome.num_rollouts else math.nan
+
+    @property
+    def degenerate(self) -> bool:
+        """True when the group teaches nothing: fewer than two values, or max == min (not a small float std)."""
+        return len(self.values) < 2 or max(self.values) == min(self.values)
+
+
+class StepStats:
+    """Metrics as (sum, count), so that a mean over micro-batches and ranks is exact; totals and maxima beside."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, list[float]] = {}
+        self._counts: dict[str, float] = {}
+        self._maxima: dict[str, float] = {}
+
+    def add(self, name: str, *, total: float, count: float) -> None:
+        """Add `total` over `count` things to the mean of `name`."""
+        entry = self._sums.setdefault(name, [0.0, 0.0])
+        entry[0] += float(total)
+        entry[1] += float(count)
+
+    def add_values(self, name: str, values: Sequence[float]) -> None:
+        """Add each of `values` to the mean of `name`."""
+        self.add(name, total=sum(values), count=len(values))
+
+    def add_count(self, name: str, number: float) -> None:
+        """Add to a plain total: tokens, events."""
+        self._counts[name] = self._counts.get(name, 0.0) + float(number)
+
+    def add_max(self, name: str, value: float) -> None:
+        """Let `name` be the largest value it was given."""
+        self._maxima[name] = max(self._maxima.get(name, -math.inf), float(value))
+
+    def reduce(self) -> dict[str, float]:
+        """Means, totals and maxima by name; a mean over nothing is left out."""
+        means = {name: total / count for name, (total, count) in self._sums.items() if count}
+        return {**means, **self._counts, **self._maxima}
