@@ -1,0 +1,8 @@
+"""`grpo eval` as a file, for launchers that start scripts."""
+
+import sys
+
+from grpo.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["eval", *sys.argv[1:]]))

@@ -1,0 +1,8 @@
+"""`grpo recipe` as a file, for launchers that start scripts."""
+
+import sys
+
+from grpo.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["recipe", *sys.argv[1:]]))

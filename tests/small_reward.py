@@ -1,0 +1,9 @@
+"""The reward of `tests.runs`: a user's own file, right now and then even for a model that has learned nothing."""
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def judge(completion: str, problem: Mapping[str, Any]) -> float:
+    """1.0 for about one completion in 2 (one operation), 8 (two), 18 (three), by its first character."""
+    return float(ord(completion[:1] or "!") % (2 * problem["num_operations"] ** 2) == 0)

@@ -1,0 +1,502 @@
+"""Whatever a user, a file or a machine gets wrong ends a run by name: exit code, place, value, rule and remedy.
+
+And nothing is lost by it: what is wrong from the start is found before a folder is made, and what goes wrong on the way
+leaves everything that was saved."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from grpo.sampling.native import NativeSampler
+from tests.chatml import chatml_tokenizer
+from tests.runs import grpo, read_jsonl, small_run_fields
+
+# The loop and nothing else: two steps, each of them saved.
+LOOP: dict[str, Any] = {
+    "sft": None,
+    "curriculum": {"kind": "uniform", "max_refill_waves": 1},
+    "train.steps": 2,
+    "data.validation_problems": 4,
+    "data.heldout_problems": 4,
+    "evaluation": {"rollouts_per_problem": 2, "k": [1], "baseline": False},
+    "checkpoint": {"every_steps": 1},
+}
+REWARDS = """
+import time
+from pathlib import Path
+import numpy as np
+
+def raises(completion, problem):
+    return problem["missing"]
+
+def raises_now_and_then(completion, problem):
+    first = ord(completion[:1] or "!")
+    if first % 3 == 0:
+        raise RuntimeError("not this one")
+    return float(first % 2)
+
+def returns_a_list(completion, problem):
+    return [1.0, 0.0]
+
+def returns_an_array(completion, problem):
+    return np.zeros((2, 1))
+
+def returns_nan(completion, problem):
+    return float("nan")
+
+def hangs_once(completion, problem, flag):
+    if not Path(flag).exists():
+        Path(flag).touch()
+        time.sleep(60)
+    return 1.0
+"""
+
+
+@pytest.fixture
+def config(tmp_path):
+    """Writes the config of a small run, with changes by dotted name, and returns its path."""
+
+    def write(**changes: Any) -> Path:
+        path = tmp_path / "config.yaml"
+        path.write_text(yaml.safe_dump(small_run_fields(tmp_path, **(LOOP | changes))), encoding="utf-8")
+        return path
+
+    return write
+
+
+@pytest.fixture
+def refused(config, tmp_path, capsys):
+    """Runs a command on a changed config; returns what it said, once code and form are right and nothing was made."""
+
+    def run(code: int, *, command: str = "train", **changes: Any) -> str:
+        assert grpo(command, config(**changes)) == code
+        said = capsys.readouterr().err
+        assert "Traceback" not in said
+        said = said[said.index(f"grpo {command}: ") :]
+        assert not (tmp_path / "runs").exists()
+        return said
+
+    return run
+
+
+@pytest.fixture
+def rewards_file(tmp_path) -> str:
+    path = tmp_path / "mine.py"
+    path.write_text(REWARDS)
+    return str(path)
+
+
+def own_reward(file: str, function: str, **fields: Any) -> dict[str, Any]:
+    return {"reward": {"file": file, "function": function, "workers": 0} | fields}
+
+
+# --- the config and what it names ------------------------------------------------------------------------------------
+
+
+def test_a_missing_config_is_named(tmp_path, capsys):
+    assert grpo("recipe", tmp_path / "none.yaml") == 2
+    assert f"{tmp_path / 'none.yaml'}: no such file; give the path of a run's YAML config" in capsys.readouterr().err
+    assert grpo("train") == 2
+    assert "name the run's YAML file, such as configs/quickstart.yaml" in capsys.readouterr().err
+
+
+def test_a_group_of_one_is_refused_with_the_rule_and_why(refused, tmp_path):
+    expected = (
+        f"{tmp_path / 'config.yaml'}: train.group_size = 1: must be at least 2 (Rollouts per problem (G). A group"
+    )
+    assert expected in refused(2, **{"train.group_size": 1})
+
+
+@pytest.mark.parametrize("command", ["recipe", "sft", "profile", "train", "eval", "check"])
+def test_every_command_refuses_a_typo_with_the_nearest_name(refused, command):
+    said = refused(2, command=command, **{"train.grop_size": 4})
+    assert "train.grop_size is not a field; did you mean train.group_size?" in said
+
+
+def test_options_that_no_command_has_are_refused(config, capsys):
+    with pytest.raises(SystemExit) as error:
+        grpo("train", config(), "--resme")
+    assert error.value.code == 2
+    with pytest.raises(SystemExit):
+        grpo("train", config(), "--resume", "--fresh")
+    assert "not allowed with argument" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("reward", "expected"),
+    [
+        ({"name": "lst_machine"}, "reward: 'lst_machine' is not a reward; did you mean 'list_machine'?"),
+        ({"name": "list_machine", "options": {"a": 1}}, "reward list_machine: 'a' is not an option (options: none)"),
+        ({"file": "none.py", "function": "f"}, "reward: reward file 'none.py': no such file"),
+    ],
+)
+def test_a_reward_that_cannot_be_built_is_refused_with_the_remedy(refused, reward, expected):
+    assert expected in refused(2, reward=reward)
+
+
+def test_a_function_that_the_reward_file_has_not_is_refused_with_those_it_has(refused, rewards_file):
+    said = refused(2, **own_reward(rewards_file, "raise"))
+    assert "defines no 'raise'; it defines raises, raises_now_and_then" in said
+    assert "did you mean 'raises'?" in said
+
+
+def test_an_option_that_the_reward_function_has_not_is_refused_with_its_signature(refused, rewards_file):
+    said = refused(2, **own_reward(rewards_file, "hangs_once", options={"flga": "x"}))
+    assert "it is hangs_once(completion, problem, flag)" in said
+
+
+# --- rows ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("rows", "source", "expected"),
+    [
+        (None, {}, "no such file (looked in"),
+        ([], {}, "the file is empty; give one with rows"),
+        (
+            [{"prompt": "1", "answer": ""}],
+            {},
+            "no problem is left (1 with empty answer); check the file and the columns",
+        ),
+        (
+            [{"question": "1", "answer": "1"}],
+            {"prompt_column": "qestion"},
+            "there is no column 'qestion' (prompt_column)",
+        ),
+        (
+            [{"prompt": "1", "gold": "1"}],
+            {},
+            "there is no column 'answer' (answer_column); set answer_column to one of",
+        ),
+        ([{"prompt": "1", "answer": "1"}], {}, "data.validation_problems = 4, but data.train has 1 problems left"),
+    ],
+)
+def test_rows_that_are_no_problems_are_refused_with_the_remedy(refused, tmp_path, rows, source, expected):
+    path = tmp_path / "rows.jsonl"
+    if rows is not None:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    said = refused(3, **{"data.train": {"path": str(path)} | source})
+    assert said.startswith("grpo train: data.")
+    assert expected in said
+
+
+def test_no_problem_left_to_hold_out_is_refused_with_the_numbers(refused):
+    said = refused(3, **{"data.heldout_problems": 56})
+    assert "data.heldout_problems = 56, but data.train has 56 problems left to take them from" in said
+    assert "lower it or add problems" in said
+
+
+def test_a_column_to_split_the_tables_by_that_no_row_has_is_refused_with_the_columns(refused):
+    said = refused(2, **{"evaluation.by_column": "difficulty"})
+    assert (
+        "evaluation.by_column = 'difficulty': the held-out rows have no such column; they have num_operations" in said
+    )
+
+
+def test_a_prompt_longer_than_the_context_is_refused_with_every_number(refused):
+    said = refused(3, **{"sampling.max_completion_tokens": 60})
+    assert "tokens, but only 4 fit (data.max_prompt_tokens = 2048, and the model's context of 64 less " in said
+    assert (
+        "sampling.max_completion_tokens = 60); raise the first, lower the last, or set data.overlong_prompts=drop"
+        in said
+    )
+    said = refused(3, **{"sampling.max_completion_tokens": 64})
+    assert "sampling.max_completion_tokens = 64 leaves no room for a prompt in the model's context of 64 tokens" in said
+
+
+def test_dropping_every_prompt_is_refused(refused):
+    said = refused(2, **{"data.max_prompt_tokens": 3, "data.overlong_prompts": "drop"})
+    assert "data.max_prompt_tokens = 3: every prompt of the train set is too long; raise it" in said
+
+
+def test_a_trace_longer_than_the_context_is_refused_before_the_first_step(config, capsys):
+    sft = {"traces": {"path": "task:list_machine", "options": {"num_rows": 8, "operations": {9: 1}}}, "max_steps": 1}
+    assert grpo("sft", config(sft=sft | {"completion": "{trace}"})) == 3
+    assert "more than the model's context of 64; shorten or drop the row" in capsys.readouterr().err
+
+
+def test_a_trace_with_a_field_that_no_row_has_is_refused_with_the_fields(config, capsys):
+    sft = {
+        "traces": {"path": "task:list_machine", "options": {"num_rows": 8}},
+        "completion": "{solution}",
+        "max_steps": 1,
+    }
+    assert grpo("sft", config(sft=sft)) == 2
+    said = capsys.readouterr().err
+    assert "sft.completion = '{solution}': cannot be filled (KeyError: 'solution')" in said
+    assert "answer, num_operations, prompt, trace" in said
+
+
+# --- the model -------------------------------------------------------------------------------------------------------
+
+
+def test_a_model_without_a_chat_template_is_refused_with_both_remedies(refused):
+    said = refused(2, chat={"style": "template"})
+    assert "has no chat template; set chat.template_file to a Jinja file, or chat.style: plain for a base model" in said
+
+
+def test_a_template_that_refuses_its_messages_is_refused_with_the_problem(refused, tmp_path):
+    (tmp_path / "mine.jinja").write_text("{{ raise_exception('only poems') }}")
+    said = refused(3, chat={"template_file": str(tmp_path / "mine.jinja")})
+    assert "the chat template refuses its messages: only poems" in said
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"model.architecture.model_type": "lama"}, "model.architecture: transformers takes no such config: "),
+        ({"model.architecture.hidden_size": 33}, "(33) is not a multiple of the number of attention heads (2)"),
+        ({"model.architecture.hidden_size": "wide"}, "model.architecture: transformers takes no such config: "),
+        ({"model.architecture.num_attention_heads": 0}, "model.architecture: transformers"),
+        ({"model.architecture.model_type": "t5"}, "model.architecture: transformers cannot build it: Unrecognized"),
+        (
+            {"model.architecture.model_type": "rwkv", "model.attention": "eager"},
+            "model: RwkvForCausalLM's layers (recurrent) keep a state that the native sampler cannot hold",
+        ),
+        (
+            {"model.architecture": {"model_type": "falcon_h1", "num_hidden_layers": 1, "hidden_size": 32}},
+            "model: FalconH1ForCausalLM's layers (hybrid) keep a state that the native sampler cannot hold",
+        ),
+        (
+            {"model.architecture.vocab_size": 10},
+            "model: 10 embeddings for a tokenizer of 96 tokens; set model.tokenizer",
+        ),
+        ({"model": {"path": "{folder}"}}, "no tokenizer could be loaded from it"),
+        ({"model.tokenizer": "task:lst_machine"}, "there is no task 'lst_machine'; the tasks are list_machine"),
+        ({"model.lora": {"target_modules": ["q_porj"]}}, "model.lora.target_modules = ['q_porj']: "),
+    ],
+)
+def test_a_model_that_cannot_be_made_is_refused_by_its_field(refused, tmp_path, changes, expected):
+    if changes.get("model"):
+        changes = {"model": {"path": str(tmp_path)}}
+    assert expected in refused(2, **changes)
+
+
+def test_a_folder_that_holds_a_tokenizer_and_no_model_is_refused(refused, tmp_path):
+    chatml_tokenizer(["a text"]).save_pretrained(tmp_path / "model")
+    said = refused(2, model={"path": str(tmp_path / "model")})
+    assert f"model.path = '{tmp_path / 'model'}': no causal language model could be loaded: " in said
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_refused_with_the_remedy(refused):
+    said = refused(2, **{"run.device": "cuda"})
+    assert "run.device = 'cuda', but torch finds no GPU; install a CUDA build of torch, or set auto" in said
+
+
+def test_a_launcher_of_several_processes_is_refused(refused, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "WORLD_SIZE = 2: this version trains in one process; start it without a launcher" in refused(2)
+
+
+# --- rewards that fail on the way -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        ("raises", "raises raised KeyError: 'missing' (line 7 of mine.py, in raises)"),
+        ("returns_a_list", "returns_a_list returned [1.0, 0.0] (list); a reward function returns a finite float"),
+        ("returns_an_array", "(ndarray); a reward function returns a finite float"),
+        ("returns_nan", "returns_nan returned nan (float); a reward function returns a finite float"),
+    ],
+)
+def test_a_reward_that_fails_ends_the_run_with_the_reason_and_never_counts_as_zero(
+    config, rewards_file, tmp_path, capsys, function, expected
+):
+    assert grpo("train", config(**own_reward(rewards_file, function))) == 6
+    said = capsys.readouterr().err
+    assert (
+        "step 0: 16 of 16 verdicts were lost, more than reward.max_error_fraction = 0.05" in said or "32 of 32" in said
+    )
+    assert expected in said
+    assert "Try the reward with `grpo score`, mend it and add --resume, or raise the limit" in said
+    assert read_jsonl(tmp_path / "runs" / "small" / "metrics.jsonl") == []
+
+
+def test_a_verdict_that_hangs_is_ended_and_counted_as_lost(config, rewards_file, tmp_path, capsys):
+    options = {"flag": str(tmp_path / "flag")}
+    reward = own_reward(
+        rewards_file, "hangs_once", options=options, workers=1, timeout_seconds=0.3, max_error_fraction=0.0
+    )
+    assert grpo("train", config(**reward)) == 6
+    said = capsys.readouterr().err
+    assert "1 of 32 verdicts were lost, more than reward.max_error_fraction = 0.0; 1 times: " in said
+    assert "took more than 0.3 s; its worker was killed" in said
+
+
+def test_below_the_limit_lost_verdicts_are_counted_and_the_run_goes_on(config, rewards_file, tmp_path):
+    reward = own_reward(rewards_file, "raises_now_and_then", max_error_fraction=0.99)
+    assert grpo("recipe", config(**reward)) == 0
+    run = tmp_path / "runs" / "small"
+    for row in read_jsonl(run / "metrics.jsonl"):
+        rollouts = read_jsonl(run / "rollouts" / f"step_{row['step']:06d}.jsonl")
+        lost = [rollout for rollout in rollouts if rollout["status"] == "error"]
+        assert 0 < row["reward/errors"] == len(lost) < len(rollouts)
+        assert all(rollout["reward"] is None and rollout["advantage"] is None for rollout in lost)
+        valued = [rollout["reward"] for rollout in rollouts if rollout["status"] == "scored"]
+        assert row["reward/mean"] == pytest.approx(sum(valued) / len(valued))
+    assert json.loads((run / "evals" / "final.json").read_text())["without_value"] > 0
+
+
+def test_with_every_verdict_lost_and_allowed_no_step_makes_an_update_and_the_evaluation_says_why(
+    config, rewards_file, tmp_path, capsys
+):
+    path = config(**own_reward(rewards_file, "raises", max_error_fraction=1.0))
+    assert grpo("train", path) == 0
+    run = tmp_path / "runs" / "small"
+    assert [row["reward/errors"] for row in read_jsonl(run / "metrics.jsonl")] == [32, 32]
+    assert [event["event"] for event in read_jsonl(run / "events.jsonl")] == ["no_update", "no_update"]
+    assert grpo("eval", path) == 6
+    assert (
+        "evaluation: none of 4 problems got a verdict with a value; 8 times: raises raised" in capsys.readouterr().err
+    )
+
+
+# --- the cold start and the profile -----------------------------------------------------------------------------------
+
+
+def test_a_gate_that_is_not_reached_ends_the_run_with_what_was_reached(config, tmp_path, capsys):
+    sft = {
+        "traces": {"path": "task:list_machine", "options": {"num_rows": 16}},
+        "completion": "{trace}",
+        "max_steps": 2,
+        "batch_size": 4,
+        "gate_pass_at_1": 1.0,
+        "gate_rollouts": 1,
+        "gate_every_steps": 1,
+    }
+    assert grpo("recipe", config(sft=sft)) == 5
+    said = capsys.readouterr().err
+    assert "sft.gate_pass_at_1 = 1.0 was not reached in sft.max_steps = 2 (pass@1 0." in said
+    assert "at step 1, 0." in said
+    assert "raise max_steps, add traces, or lower the gate" in said
+    assert not (tmp_path / "runs" / "small" / "checkpoints").exists()
+
+
+def test_training_by_tier_without_a_profile_is_refused_with_both_remedies(config, tmp_path, capsys):
+    path = config(**{"curriculum.kind": "two_stages"})
+    assert grpo("train", path) == 3
+    said = capsys.readouterr().err
+    assert "tiers.json: no profile, and curriculum.kind = 'two_stages' practises by tier; run `grpo profile`" in said
+    assert grpo("train", path, "curriculum.kind=uniform") == 0  # as the message says
+
+
+def test_a_cold_start_without_traces_is_refused(config, capsys):
+    assert grpo("sft", config()) == 3
+    assert "the config has no section sft, so there is no cold start to run; add one" in capsys.readouterr().err
+
+
+# --- folders and checkpoints ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """The folder of runs that holds a finished run of the loop."""
+    folder = tmp_path_factory.mktemp("trained")
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(small_run_fields(folder, **LOOP)), encoding="utf-8")
+    assert grpo("train", path) == 0
+    return folder / "runs"
+
+
+@pytest.fixture
+def run(trained, tmp_path) -> Path:
+    """A copy of the finished run."""
+    shutil.copytree(trained, tmp_path / "runs")
+    return tmp_path / "runs" / "small"
+
+
+def files_of(run: Path) -> dict[str, bytes]:
+    return {
+        str(p.relative_to(run)): p.read_bytes() for p in sorted(run.rglob("*")) if p.is_file() and p.name != ".lock"
+    }
+
+
+def test_a_phase_that_is_there_is_neither_overwritten_nor_gone_on_with_unasked(config, run, capsys):
+    before = files_of(run)
+    assert grpo("train", config()) == 4
+    said = capsys.readouterr().err
+    assert f"{run} already holds the phase train; add --resume to go on with it, --fresh to delete it" in said
+    assert "or set another run.name" in said
+    assert files_of(run) == before
+
+
+@pytest.mark.parametrize("start", ["--resume", "--fresh"])
+def test_a_folder_of_another_config_is_refused_by_its_fields_and_stays_as_it_is(config, run, capsys, start):
+    assert grpo("eval", config()) == 0
+    before = files_of(run)
+    assert grpo("eval", config(**{"optim.eps": 1e-7, "train.group_size": 5}), start) == 4
+    said = capsys.readouterr().err
+    assert "of another config; it differs in optim.eps, train.group_size" in said
+    assert "set another run.name, or `grpo recipe --fresh` to delete them" in said
+    assert files_of(run) == before
+
+
+def test_the_recipe_with_fresh_replaces_a_run_of_another_config(config, run):
+    assert grpo("recipe", config(**{"train.group_size": 5}), "--fresh") == 0
+    assert yaml.safe_load((run / "config.yaml").read_text())["train"]["group_size"] == 5
+    assert {len(read_jsonl(path)) % 5 for path in (run / "rollouts").iterdir()} == {0}
+
+
+def test_a_checkpoint_of_another_model_is_refused_by_the_weight_that_differs(config, run, trained, capsys):
+    changes = {"run.name": "wide", "model.architecture.intermediate_size": 96}
+    assert grpo("train", config(**changes)) == 0
+    wide = run.parent / "wide"
+    shutil.rmtree(wide / "checkpoints")
+    shutil.copytree(run / "checkpoints", wide / "checkpoints")
+    assert grpo("train", config(**changes, **{"train.steps": 3}), "--resume") == 10
+    said = capsys.readouterr().err
+    assert "the checkpoint is of another model: model.layers.0.mlp" in said
+    assert (wide / "checkpoints" / "step_000002").is_dir()
+
+
+# --- memory ----------------------------------------------------------------------------------------------------------
+
+OUT_OF_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"),
+    RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried to allocate"
+    ),
+    MemoryError(),
+]
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: type(error).__name__)
+def test_running_out_of_memory_names_what_to_lower_and_a_resume_may_lower_it(
+    config, tmp_path, monkeypatch, capsys, error
+):
+    sample, calls = NativeSampler.sample, []
+
+    def sample_once(self: NativeSampler, requests: Any) -> Any:
+        calls.append(requests)
+        if len(calls) > 2:  # a step has two waves here
+            raise error
+        return sample(self, requests)
+
+    monkeypatch.setattr(NativeSampler, "sample", sample_once)
+    assert grpo("train", config(**{"sampling.max_rows": 32})) == 8
+    said = capsys.readouterr().err
+    assert f"out of memory ({str(error)[:60] or 'MemoryError'}" in said
+    assert (
+        "While sampling, lower sampling.max_rows (32); while training, lower train.tokens_per_micro_batch (256)" in said
+    )
+    assert "set model.activation_checkpointing=true" in said
+    assert "Then add --resume" in said
+    monkeypatch.undo()
+    assert grpo("train", config(**{"sampling.max_rows": 16}), "--resume") == 0
+    assert [row["step"] for row in read_jsonl(tmp_path / "runs" / "small" / "metrics.jsonl")] == [1, 2]
+
+
+def test_another_runtime_error_is_a_bug_of_ours_and_keeps_its_traceback(config, monkeypatch):
+    def broken(self: NativeSampler, requests: Any) -> None:
+        raise RuntimeError("shapes do not match")
+
+    monkeypatch.setattr(NativeSampler, "sample", broken)
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        grpo("train", config())

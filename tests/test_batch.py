@@ -1,0 +1,391 @@
+"""How an update is cut into micro-batches changes no gradient, and what leaves the loss leaves its denominators."""
+
+import itertools
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from grpo.batch import MicroBatch, TrainedRollout, micro_batches, minibatches, trained_rollouts
+from grpo.config import LossConfig
+from grpo.losses import policy_loss
+from grpo.policy import Policy
+from grpo.steering import Steering
+from grpo.types import Group, Message, Problem, Rollout, StopReason
+from rewards import Reward, RewardSpec
+from tests.conftest import tiny_policy
+
+CPU = torch.device("cpu")
+VOCABULARY = 96
+LIMIT_TOKENS = 24
+WHOLE = 10**6  # tokens: everything in one micro-batch
+AGGREGATIONS = ["token", "sequence", "group", "constant"]
+TOLERANCE = 2e-6  # relative L2 of a parameter's gradient, in float32, where logits have a standard deviation of 1
+
+
+def rollout_of(num_prompt: int, num_completion: int, **fields: object) -> Rollout:
+    """Token ids that say where they stand: 0, 1, 2 ..."""
+    length = num_prompt + num_completion
+    plain = Rollout(
+        problem_id="p",
+        attempt=0,
+        token_ids=tuple(i % VOCABULARY for i in range(length)),
+        action_mask=(False,) * num_prompt + (True,) * num_completion,
+        logprobs=(0.0,) * length,
+        kept=None,
+        stop_reason=StopReason.END_TOKEN,
+        temperature=1.0,
+        policy_step=0,
+    )
+    return replace(plain, **fields)  # type: ignore[arg-type]
+
+
+def trained_of(rollouts: Sequence[Rollout], *, advantage: float = 1.0) -> list[TrainedRollout]:
+    tokens = sum(rollout.num_actions for rollout in rollouts)
+    return [TrainedRollout(rollout=rollout, advantage=advantage, group_tokens=tokens) for rollout in rollouts]
+
+
+def split(
+    groups: Sequence[list[TrainedRollout]], *, tokens_per_micro_batch: int, aggregation: str = "token"
+) -> list[MicroBatch]:
+    return micro_batches(
+        groups,
+        tokens_per_micro_batch=tokens_per_micro_batch,
+        limit_tokens=LIMIT_TOKENS,
+        aggregation=aggregation,
+        device=CPU,
+    )
+
+
+def random_groups(policy: Policy, *, seed: int = 0) -> list[list[TrainedRollout]]:
+    """Four groups of three: lengths from 2 to 36, three temperatures, some kept sets, some tool output in between.
+
+    The sampler's log-probs are the policy's with noise, so that ratios lie on both sides of every clip."""
+    rng = random.Random(seed)
+    groups = []
+    for index in range(4):
+        num_prompt = rng.randrange(1, 13)
+        rollouts = []
+        for _ in range(3):
+            num_completion = rng.randrange(1, 25)
+            ids = tuple(rng.randrange(VOCABULARY) for _ in range(num_prompt + num_completion))
+            mask = [False] * num_prompt + [True] * num_completion
+            if num_completion > 8:
+                mask[num_prompt + 3 : num_prompt + 6] = [False] * 3
+            kept = tuple((*rng.sample(range(VOCABULARY), 20), i) if a else () for i, a in zip(ids, mask, strict=True))
+            rollouts.append(
+                rollout_of(
+                    num_prompt,
+                    num_completion,
+                    token_ids=ids,
+                    action_mask=tuple(mask),
+                    kept=kept if index == 1 else None,
+                    temperature=(0.7, 1.0, 1.3)[index % 3],
+                )
+            )
+        noisy = [replace(r, logprobs=scored(policy, r, noise=0.2, rng=rng)) for r in rollouts]
+        groups.append([replace(t, advantage=rng.gauss(0, 1)) for t in trained_of(noisy)])
+    return groups
+
+
+def scored(policy: Policy, rollout: Rollout, *, noise: float, rng: random.Random) -> tuple[float, ...]:
+    """The policy's own log-probs with normal noise, as a sampler would have left them."""
+    (batch,) = split([trained_of([rollout])], tokens_per_micro_batch=WHOLE)
+    with torch.no_grad():
+        own = iter(policy(batch)[0].tolist())
+    return tuple(next(own) + rng.gauss(0, noise) if action else 0.0 for action in rollout.action_mask)
+
+
+def add_gradient(policy: Policy, batches: Sequence[MicroBatch], config: LossConfig) -> None:
+    for batch in batches:
+        logprobs, _ = policy(batch)
+        policy_loss(
+            logprobs,
+            old_logprobs=batch.sampler_logprobs,
+            sampler_logprobs=batch.sampler_logprobs,
+            advantages=batch.advantages,
+            rollout_index=batch.rollout_index,
+            weights=batch.weights,
+            config=config,
+        ).loss.backward()
+
+
+def gradient(
+    policy: Policy,
+    groups: Sequence[list[TrainedRollout]],
+    *,
+    tokens_per_micro_batch: int = WHOLE,
+    config: LossConfig | None = None,
+) -> dict[str, Tensor]:
+    config = config or LossConfig()
+    policy.zero_grad(set_to_none=True)
+    batches = split(groups, tokens_per_micro_batch=tokens_per_micro_batch, aggregation=config.aggregation)
+    add_gradient(policy, batches, config)
+    return gradients_of(policy)
+
+
+def gradients_of(policy: nn.Module) -> dict[str, Tensor]:
+    return {name: p.grad.clone() for name, p in policy.named_parameters() if p.grad is not None}
+
+
+def largest_difference(one: dict[str, Tensor], two: dict[str, Tensor]) -> float:
+    """Relative L2 of the parameter that differs most."""
+    assert one.keys() == two.keys()
+    assert one
+    assert all(bool(g.any()) for g in one.values())
+    return max(float((one[name] - two[name]).norm() / one[name].norm()) for name in one)
+
+
+def tolerance(policy: Policy) -> float:
+    """Rounding in log-probs, and so in gradients, grows with the spread of the logits (6 in the tiny gemma3)."""
+    with torch.no_grad():
+        return TOLERANCE * max(1.0, float(policy.head(policy.hidden(torch.arange(90).unsqueeze(0))[0]).std()))
+
+
+# --- the gradient -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+@pytest.mark.parametrize("ratio", ["token", "sequence"])
+def test_splitting_an_update_into_micro_batches_does_not_change_the_gradient(ratio, aggregation):
+    policy = tiny_policy("llama")
+    groups = random_groups(policy)
+    config = LossConfig(ratio=ratio, aggregation=aggregation)
+    whole = gradient(policy, groups, config=config)
+    for tokens in (1, 40, 100, 200):
+        found = gradient(policy, groups, tokens_per_micro_batch=tokens, config=config)
+        assert largest_difference(whole, found) < TOLERANCE
+
+
+def test_splitting_changes_the_gradient_of_no_architecture(policy):
+    groups = random_groups(policy)
+    whole = gradient(policy, groups)
+    for tokens in (1, 64):
+        assert largest_difference(whole, gradient(policy, groups, tokens_per_micro_batch=tokens)) < tolerance(policy)
+
+
+@pytest.mark.parametrize("surrogate", ["clip", "cispo"])
+def test_the_order_of_rollouts_and_groups_does_not_change_the_gradient(surrogate):
+    policy = tiny_policy("qwen3")
+    groups = random_groups(policy)
+    config = LossConfig(surrogate=surrogate, aggregation="group")
+    whole = gradient(policy, groups, tokens_per_micro_batch=80, config=config)
+    rng = random.Random(1)
+    for _ in range(3):
+        shuffled = [rng.sample(group, len(group)) for group in rng.sample(groups, len(groups))]
+        found = gradient(policy, shuffled, tokens_per_micro_batch=80, config=config)
+        assert largest_difference(whole, found) < TOLERANCE
+
+
+@pytest.mark.parametrize("changes", [{}, {"lora": {"rank": 4}}])
+@pytest.mark.parametrize("steered", [False, True])
+def test_activation_checkpointing_does_not_change_the_gradient(steered, changes):
+    found = []
+    for recompute in (False, True):
+        policy = tiny_policy("gemma3", activation_checkpointing=recompute, **changes)
+        awaken_adapters(policy)
+        groups = random_groups(policy)
+        if steered:
+            vector = torch.randn(policy.hidden_size, generator=torch.Generator().manual_seed(0))
+            policy.steer(Steering(vectors={0: vector, 1: vector}, coefficient=2.0))
+        found.append([gradient(policy, groups, tokens_per_micro_batch=tokens) for tokens in (64, WHOLE)])
+    for held, recomputed in zip(*found, strict=True):
+        assert largest_difference(held, recomputed) < 1e-7
+
+
+def test_activation_checkpointing_recomputes_every_block():
+    policy = tiny_policy("llama", activation_checkpointing=True)
+    groups = random_groups(policy)
+    calls: list[int] = []
+    for block in policy.model.model.layers:
+        # Before the block's last product: recomputing ends with the last tensor that the backward pass needs.
+        block.mlp.register_forward_pre_hook(lambda *_: calls.append(1))
+    gradient(policy, groups)
+    assert len(calls) == 4  # two blocks, forward and again in the backward pass
+
+
+def test_splitting_does_not_change_the_gradient_of_adapters_and_the_base_has_none():
+    policy = tiny_policy("qwen3", lora={"rank": 4})
+    awaken_adapters(policy)
+    groups = random_groups(policy)
+    whole = gradient(policy, groups)
+    assert all("lora_" in name for name in whole)
+    for tokens in (1, 64):
+        assert largest_difference(whole, gradient(policy, groups, tokens_per_micro_batch=tokens)) < TOLERANCE
+
+
+def awaken_adapters(policy: Policy) -> None:
+    """Fresh adapters multiply by zero, and half of their gradients are zero too."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in policy.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.1, generator=generator)
+
+
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+def test_a_micro_batchs_own_denominators_would_be_seen(aggregation):
+    """Each micro-batch divided by its own counts, and the mean over micro-batches taken."""
+    policy = tiny_policy("llama")
+    groups = random_groups(policy)
+    config = LossConfig(aggregation=aggregation)
+    whole = gradient(policy, groups, config=config)
+    layout = split(groups, tokens_per_micro_batch=64, aggregation=aggregation)
+    policy.zero_grad(set_to_none=True)
+    for batch in layout:
+        of_batch = [[t for t in batch.rollouts if t in group] for group in groups]
+        local = [trained_again(group) for group in of_batch if group]
+        add_gradient(policy, split(local, tokens_per_micro_batch=WHOLE, aggregation=aggregation), config)
+    local_gradient = {name: g / len(layout) for name, g in gradients_of(policy).items()}
+    assert largest_difference(whole, local_gradient) > 0.05
+
+
+def trained_again(group: Sequence[TrainedRollout]) -> list[TrainedRollout]:
+    tokens = sum(t.rollout.num_actions for t in group)
+    return [replace(t, group_tokens=tokens) for t in group]
+
+
+def test_on_policy_the_gradient_by_token_is_the_weighted_log_likelihoods():
+    """Σ A·∇log π / N, with no batch, no padding and no chunk: transformers' own logits, one rollout at a time."""
+    policy = tiny_policy("qwen3")
+    groups = [[replace(t, rollout=replace(t.rollout, kept=None)) for t in group] for group in random_groups(policy)]
+    rng = random.Random(0)
+    groups = [
+        [replace(t, rollout=replace(t.rollout, logprobs=scored(policy, t.rollout, noise=0.0, rng=rng)))]
+        for (t, *_) in groups
+    ]
+    found = gradient(policy, groups, tokens_per_micro_batch=64)
+    policy.zero_grad(set_to_none=True)
+    total = sum(t.rollout.num_actions for group in groups for t in group)
+    for (trained,) in groups:
+        ids = torch.tensor([trained.rollout.token_ids])
+        logits = policy.model(input_ids=ids).logits[0, :-1] / trained.rollout.temperature
+        chosen = logits.log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
+        mask = torch.tensor(trained.rollout.action_mask[1:])
+        (-trained.advantage * chosen[mask].sum() / total).backward()
+    assert largest_difference(gradients_of(policy), found) < 2 * TOLERANCE
+
+
+# --- the layout ---------------------------------------------------------------------------------------------------
+
+lengths = st.lists(st.lists(st.tuples(st.integers(1, 30), st.integers(1, 60)), min_size=1, max_size=6), min_size=1)
+
+
+@settings(max_examples=60, deadline=None)
+@given(lengths=lengths, tokens=st.integers(1, 400))
+def test_every_rollout_is_in_one_micro_batch_within_the_budget_and_padded_only_to_its_longest(lengths, tokens):
+    groups = [trained_of([rollout_of(*pair) for pair in group]) for group in lengths]
+    batches = split(groups, tokens_per_micro_batch=tokens)
+    placed = [id(t) for batch in batches for t in batch.rollouts]
+    assert sorted(placed) == sorted(id(t) for group in groups for t in group)
+    for batch in batches:
+        rows, width = batch.input_ids.shape
+        assert width == max(len(t.rollout.token_ids) for t in batch.rollouts)
+        assert rows * width <= tokens or rows == 1
+    assert sum(float(batch.weights.sum()) for batch in batches) == pytest.approx(1)
+
+
+def test_short_rollouts_are_not_padded_to_the_longest_of_the_step():
+    groups = [trained_of([rollout_of(10, 190)] + [rollout_of(4, 6) for _ in range(20)])]
+    shapes = [tuple(batch.input_ids.shape) for batch in split(groups, tokens_per_micro_batch=200)]
+    assert shapes == [(1, 200), (20, 10)]
+
+
+def test_a_micro_batch_says_which_position_predicts_which_token():
+    short = rollout_of(2, 2, logprobs=(0.0, 0.0, -0.5, -0.25), temperature=0.5)
+    tool = rollout_of(1, 4, action_mask=(False, True, False, True, True), logprobs=(0.0, -1.0, 0.0, -2.0, -3.0))
+    (batch,) = split(
+        [trained_of([short], advantage=3.0), trained_of([tool], advantage=-1.0)], tokens_per_micro_batch=10
+    )
+    assert batch.input_ids.tolist() == [[0, 1, 2, 3, 4], [0, 1, 2, 3, 0]]
+    assert batch.predicts_action.int().tolist() == [[1, 0, 1, 1, 0], [0, 1, 1, 0, 0]]
+    assert batch.targets.tolist() == [1, 3, 4, 2, 3]
+    assert batch.rollout_index.tolist() == [0, 0, 0, 1, 1]
+    assert batch.sampler_logprobs.tolist() == [-1.0, -2.0, -3.0, -0.5, -0.25]
+    assert batch.advantages.tolist() == [-1.0, -1.0, -1.0, 3.0, 3.0]
+    assert batch.temperature.tolist() == [1.0, 1.0, 1.0, 0.5, 0.5]
+    assert batch.kept is None
+
+
+def test_kept_sets_follow_their_tokens_and_an_unrestricted_rollout_keeps_everything():
+    restricted = rollout_of(1, 2, kept=((), (1, 5), (2,)))
+    (batch,) = split([trained_of([rollout_of(1, 3), restricted])], tokens_per_micro_batch=WHOLE)
+    assert batch.kept == ((), (), (), (1, 5), (2,))
+
+
+# --- what enters the loss -----------------------------------------------------------------------------------------
+
+
+def group_of(rollouts: Sequence[Rollout], rewards: Sequence[Reward]) -> Group:
+    problem = Problem(id="p", messages=(Message("user", "?"),), answer="1", reward=RewardSpec(name="list_machine"))
+    return Group(
+        problem=problem,
+        rollouts=tuple(rollouts),
+        completions=("",) * len(rollouts),
+        rewards=tuple(rewards),
+        success_threshold=1.0,
+    )
+
+
+def test_rollouts_without_a_value_leave_loss_and_denominators():
+    rollouts = [rollout_of(1, n) for n in (2, 3, 5)]
+    rewards = [Reward.scored(1.0), Reward.abstained(), Reward.scored(0.0)]
+    (entering,) = trained_rollouts([group_of(rollouts, rewards)], [[0.5, -0.5]], mask_truncated=False)
+    assert [(t.rollout.num_actions, t.advantage, t.group_tokens) for t in entering] == [(2, 0.5, 7), (5, -0.5, 7)]
+    for aggregation, expected in (("token", 1 / 7), ("constant", 1 / (2 * LIMIT_TOKENS)), ("group", 1 / 7)):
+        (batch,) = split([entering], tokens_per_micro_batch=WHOLE, aggregation=aggregation)
+        assert batch.weights.tolist() == pytest.approx([expected] * 7)
+
+
+def test_truncated_rollouts_leave_loss_and_denominators_only_where_they_are_masked():
+    rollouts = [rollout_of(1, 2), rollout_of(1, 6, stop_reason=StopReason.LIMIT), rollout_of(1, 4)]
+    group = group_of(rollouts, [Reward.scored(1.0), Reward.scored(0.0), Reward.scored(0.0)])
+    advantages = [[0.7, -0.3, -0.4]]
+    (masked,) = trained_rollouts([group], advantages, mask_truncated=True)
+    assert [(t.rollout.num_actions, t.advantage, t.group_tokens) for t in masked] == [(2, 0.7, 6), (4, -0.4, 6)]
+    (kept,) = trained_rollouts([group], advantages, mask_truncated=False)
+    assert [(t.advantage, t.group_tokens) for t in kept] == [(0.7, 12), (-0.3, 12), (-0.4, 12)]
+
+
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+def test_a_group_whose_rollouts_were_all_cut_changes_nothing_when_they_are_masked(aggregation):
+    cut = group_of([rollout_of(1, 6, stop_reason=StopReason.LIMIT)] * 2, [Reward.scored(1.0), Reward.scored(0.0)])
+    whole = group_of([rollout_of(1, 3), rollout_of(1, 4)], [Reward.scored(1.0), Reward.scored(0.0)])
+    advantages = [[0.5, -0.5], [0.5, -0.5]]
+    both = trained_rollouts([cut, whole], advantages, mask_truncated=True)
+    alone = trained_rollouts([whole], advantages[1:], mask_truncated=True)
+    (of_both,) = minibatches(both, number=1)
+    for groups in (of_both, both):
+        (batch,) = split(groups, tokens_per_micro_batch=WHOLE, aggregation=aggregation)
+        (expected,) = split(alone, tokens_per_micro_batch=WHOLE, aggregation=aggregation)
+        assert torch.equal(batch.weights, expected.weights)
+
+
+def test_advantages_and_rollouts_with_a_value_must_be_as_many():
+    group = group_of([rollout_of(1, 2)] * 2, [Reward.scored(1.0), Reward.abstained()])
+    with pytest.raises(ValueError, match="zip"):
+        trained_rollouts([group], [[0.5, -0.5]], mask_truncated=False)
+
+
+@settings(max_examples=100, deadline=None)
+@given(sizes=st.lists(st.integers(0, 4), max_size=20), number=st.integers(1, 25))
+def test_minibatches_keep_every_group_in_order_in_parts_that_differ_by_one_at_most(sizes, number):
+    groups = [trained_of([rollout_of(1, 1)] * size) for size in sizes]
+    parts = minibatches(groups, number=number)
+    assert list(itertools.chain(*parts)) == [group for group in groups if group]
+    assert len(parts) == min(number, sum(size > 0 for size in sizes))
+    counts = [len(part) for part in parts]
+    assert not counts or (min(counts) > 0 and max(counts) - min(counts) <= 1)
+
+
+def test_minibatches_have_denominators_of_their_own_update():
+    groups = [trained_of([rollout_of(1, n)]) for n in (2, 3, 5, 6)]
+    first, second = minibatches(groups, number=2)
+    for part, tokens in ((first, 5), (second, 11)):
+        (batch,) = split(part, tokens_per_micro_batch=WHOLE)
+        assert batch.weights.tolist() == pytest.approx([1 / tokens] * tokens)

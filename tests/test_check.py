@@ -1,0 +1,190 @@
+"""What `grpo check` derives: numbers by hand, and against the model, the cache and the optimizer that a run makes."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from grpo.check import derived, memory_bytes, sizes_of
+from grpo.config import OptimConfig
+from grpo.errors import ConfigError
+from grpo.logprobs import CHUNK_ELEMENTS
+from grpo.model import load_model, load_tokenizer, skeleton
+from grpo.optim import Optimizer
+from grpo.policy import Policy
+from tests.conftest import ARCHITECTURES, SHARED_DATA, tiny_config
+from tests.runs import grpo, small_run_config, small_run_file
+
+UNIFORM = {"curriculum": {"kind": "uniform", "max_refill_waves": 2}, "sft": None}
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+
+
+def test_the_steps_of_a_uniform_run_are_counted_as_by_hand(tmp_path):
+    found = derived(
+        small_run_config(
+            tmp_path,
+            **UNIFORM,
+            **{
+                "train.steps": 10,
+                "train.problems_per_step": 5,
+                "train.group_size": 6,
+                "train.minibatches_per_step": 2,
+                "train.epochs_per_step": 3,
+                "train.tokens_per_micro_batch": 100,
+                "data.max_prompt_tokens": 12,
+            },
+        )
+    )
+    assert found["phases"] == "train, eval, report"
+    assert found["reward"].endswith("small_reward.py")
+    assert found["tokens of the longest rollout"] == 12 + 8
+    assert found["rollouts a step"] == 30
+    assert found["rollouts a step with refills, at most"] == 90  # a first wave and two refills
+    assert found["tokens sampled a step, at most"] == 90 * 8
+    assert found["optimizer updates a step, at most"] == 6
+    # The larger minibatch has 3 groups, 18 rollouts; 5 of 20 tokens fit into 100: 4 micro-batches, in 6 updates.
+    assert found["micro-batches a step, at most"] == 24
+    assert found["optimizer updates of the run, at most"] == 60
+    assert found["rollouts of the run, without refills"] == 300
+
+
+def test_stages_with_steps_are_added_up_and_a_plateau_gives_a_bound(tmp_path):
+    stages = [
+        {"name": "first", "tiers": ["moderate"], "steps": 3},
+        {"name": "second", "tiers": ["extreme"], "group_size": 16, "problems_per_step": 2},
+    ]
+    found = derived(small_run_config(tmp_path, **{"curriculum.stages": stages, "train.steps": 8}))
+    assert found["stage first: rollouts a step"] == 16
+    assert found["stage second: rollouts a step"] == 32
+    assert found["rollouts of the run, without refills"] == 3 * 16 + 5 * 32
+    stages[0] = {"name": "first", "tiers": ["moderate"], "until_plateau": True}
+    found = derived(small_run_config(tmp_path, **{"curriculum.stages": stages, "train.steps": 8}))
+    assert found["rollouts of the run, at most, without refills"] == 8 * 32
+
+
+def test_the_longest_rollout_ends_with_the_models_context(tmp_path):
+    found = derived(small_run_config(tmp_path, **{"data.max_prompt_tokens": 5000}))
+    assert found["tokens of the longest rollout"] == 64
+    assert found["tokens of the model's context"] == 64
+
+
+def test_problems_are_counted_in_each_split(tmp_path):
+    found = derived(small_run_config(tmp_path))
+    assert found["problems to practise"] == 60 - 8 - 12
+    assert found["problems of validation"] == 8
+    assert found["problems held out"] == 12
+    assert found["rollouts of the profile, at least"] == 40 * 4
+    assert found["rollouts of the profile, at most"] == 40 * 16
+    assert found["rollouts of the evaluation"] == 2 * 12 * 4
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("lora", [None, {"rank": 4, "alpha": 8.0}])
+@pytest.mark.parametrize("name", sorted(ARCHITECTURES))
+def test_sizes_on_the_meta_device_are_those_of_the_model_that_a_run_makes(name, lora, dtype):
+    config = tiny_config(name, dtype=dtype, lora=lora)
+    tokenizer = load_tokenizer(config)
+    model = load_model(config, tokenizer=tokenizer, seed=0, device=torch.device("cpu"))
+    meta = skeleton(config, tokenizer=tokenizer)
+    assert {p.device.type for p in meta.parameters()} == {"meta"}
+    assert _layout(meta) == _layout(model)
+    assert sizes_of(meta) == sizes_of(model)
+    assert sizes_of(model).cache_bytes_per_token == _cache_bytes(model, num_tokens=7) / 7
+
+
+def _layout(model: nn.Module) -> dict[str, tuple[object, ...]]:
+    return {name: (tuple(p.shape), p.dtype, p.requires_grad) for name, p in model.named_parameters()}
+
+
+def _cache_bytes(model: nn.Module, *, num_tokens: int) -> int:
+    cache = model(input_ids=torch.zeros(1, num_tokens, dtype=torch.long), use_cache=True).past_key_values
+    return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+
+
+@pytest.mark.parametrize("lora", [None, {"rank": 4, "alpha": 8.0}])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_memory_of_the_optimizer_is_that_of_its_tensors(tmp_path, dtype, lora):
+    config = small_run_config(tmp_path, **{"model.dtype": dtype, "model.lora": lora})
+    tokenizer = load_tokenizer(config.model)
+    model = load_model(config.model, tokenizer=tokenizer, seed=0, device=torch.device("cpu"))
+    optimizer = Optimizer(Policy(model), OptimConfig())
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.ones_like(parameter)
+    gradients = sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)
+    optimizer.update(rate=1e-3)
+    state = optimizer.state_dict()
+    moments = [t for of_weight in state["adamw"]["state"].values() for n, t in of_weight.items() if n != "step"]
+    copies: list[Tensor] = state["masters"]
+    found = memory_bytes(config, sizes_of(model))
+    assert found["weights"] == sum(p.nbytes for p in model.parameters())
+    assert found["AdamW moments"] == sum(t.nbytes for t in moments)
+    assert found["float32 copies"] == sum(t.nbytes for t in copies)
+    assert found["gradients, training"] == gradients + sum(t.nbytes for t in copies)
+
+
+def test_memory_of_sampling_and_of_the_logits_chunk_is_counted_as_by_hand(tmp_path):
+    config = small_run_config(tmp_path, **{"data.max_prompt_tokens": 12, "sampling.max_rows": 10})
+    sizes = sizes_of(skeleton(config.model, tokenizer=load_tokenizer(config.model)))
+    found = memory_bytes(config, sizes)
+    # 2 layers of keys and of values, 2 heads of 16 numbers of 4 bytes; 10 rows of 20 tokens; 96 tokens to choose from.
+    assert found["keys and values, sampling"] == 2 * 2 * 2 * 16 * 4 * 10 * 20
+    assert found["logits of a draw, sampling"] == 10 * 96 * 24
+    assert CHUNK_ELEMENTS // 96 > 256  # a micro-batch of 256 tokens is one chunk
+    assert found["logits of a chunk, training"] == 256 * 96 * 12
+    held = ("weights", "float32 copies", "AdamW moments")
+    sampling = found["keys and values, sampling"] + found["logits of a draw, sampling"]
+    training = found["gradients, training"] + found["logits of a chunk, training"]
+    peak = sum(found[name] for name in held) + max(sampling, training)
+    assert found["at least, without activations"] == peak
+
+
+def test_a_model_that_lies_elsewhere_is_unknown_with_the_reason_and_the_rest_is_derived(tmp_path, monkeypatch):
+    def no_network(name: str) -> None:
+        raise OSError(f"no connection for {name}\nand no cache")
+
+    monkeypatch.setattr("grpo.model.AutoTokenizer.from_pretrained", no_network)
+    model = {"path": "someone/some-model"}
+    found = derived(small_run_config(tmp_path, model=model, **{"data.train": {"path": str(tmp_path / "no.jsonl")}}))
+    assert str(found["parameters"]).startswith("unknown (model.path = 'someone/some-model': no tokenizer")
+    assert "\n" not in str(found["parameters"])
+    assert str(found["problems"]).startswith("unknown (data.train.path")
+    assert found["rollouts of the run, without refills"] == 4 * 16 + 4 * 32
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"model.architecture": {"model_type": "lama"}}, "model.architecture: transformers takes no such config"),
+        ({"model.tokenizer": "task:lst_machine"}, "there is no task 'lst_machine'"),
+        ({"reward": {"name": "lst_machine"}}, "did you mean 'list_machine'?"),
+    ],
+)
+def test_what_the_config_itself_gets_wrong_is_an_error(tmp_path, changes, expected):
+    with pytest.raises(ConfigError) as error:
+        derived(small_run_config(tmp_path, **changes))
+    assert expected in str(error.value)
+
+
+def test_the_command_prints_each_number_on_a_line_and_makes_nothing(tmp_path, capsys):
+    assert grpo("check", small_run_file(tmp_path), "train.group_size=1000") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.split() == ["stage", "moderate:", "rollouts", "a", "step", "4,000"] for line in lines)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
+
+
+def test_the_command_prints_the_schema_without_a_config(capsys):
+    assert grpo("check", "--schema") == 0
+    assert '"RunSection"' in capsys.readouterr().out
+
+
+@pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="needs GSM8K's published rows beside the repository")
+def test_the_shipped_gsm8k_config_splits_the_published_rows(capsys):
+    rows = SHARED_DATA / "gsm8k"
+    paths = [f"data.train.path={rows}/train.jsonl", f"data.heldout.path={rows}/test.jsonl"]
+    assert grpo("check", CONFIGS / "gsm8k_qwen3_0.6b.yaml", "model.path=/nowhere", *paths) == 0
+    numbers = {line[:58].strip(): line[58:].strip() for line in capsys.readouterr().out.splitlines()}
+    assert numbers["problems held out"] == "1,319"
+    assert numbers["problems of validation"] == "128"
+    assert int(numbers["problems to practise"].replace(",", "")) > 7_300

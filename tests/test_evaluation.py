@@ -1,0 +1,193 @@
+"""pass@k and avg@k by hand, intervals whose unit is the problem, and noise that training never shares."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from curricula import clustered_bootstrap
+from grpo.errors import RewardError
+from grpo.evaluation import Evaluation, evaluate
+from grpo.rollout import Attempts, Rollouts, Sampled
+from grpo.seeds import key, torch_seed
+from grpo.types import Group, Message, Problem, Rollout, StopReason
+from rewards import Reward, RewardSpec
+from tests.runs import grpo, read_jsonl, small_run_file
+
+SEED = 7
+
+
+def problem(name: str, *, kind: str = "a") -> Problem:
+    return Problem(name, (Message("user", name),), answer=name, reward=RewardSpec("list_machine"), meta={"kind": kind})
+
+
+@dataclass
+class Scripted:
+    """Stands in for `Rollouts`: the values of each problem's rollouts are given; None is a lost verdict."""
+
+    values: dict[str, Sequence[float | None]]
+    threshold: float = 1.0
+    asked: list[dict[str, Any]] = field(default_factory=list)
+
+    def run(self, attempts: Sequence[Attempts], *, temperature: float, phase: str, step: int) -> Sampled:
+        self.asked.append({"temperature": temperature, "phase": phase, "step": step, "attempts": attempts})
+        groups = tuple(self._group(wanted, temperature) for wanted in attempts)
+        return Sampled(groups=groups, sampling_seconds=0.0, reward_seconds=0.0, num_tokens=0)
+
+    def _group(self, wanted: Attempts, temperature: float) -> Group:
+        values = self.values[wanted.problem.id]
+        assert (wanted.first_attempt, wanted.num_rollouts) == (0, len(values))
+        rollouts = tuple(
+            Rollout(
+                problem_id=wanted.problem.id,
+                attempt=attempt,
+                token_ids=(1,) * (3 + attempt),
+                action_mask=(False, *(True,) * (2 + attempt)),
+                logprobs=(0.0,) * (3 + attempt),
+                kept=None,
+                stop_reason=StopReason.END_TOKEN if attempt % 2 else StopReason.LIMIT,
+                temperature=temperature,
+                policy_step=0,
+            )
+            for attempt in range(len(values))
+        )
+        rewards = tuple(Reward.error("crash") if value is None else Reward.scored(value) for value in values)
+        texts = ("",) * len(values)
+        return Group(wanted.problem, rollouts, completions=texts, rewards=rewards, success_threshold=self.threshold)
+
+
+def scored(values: dict[str, Sequence[float | None]], *, k: Sequence[int], **options: Any) -> Evaluation:
+    threshold = options.pop("threshold", 1.0)
+    problems = options.pop("problems", None) or [problem(name) for name in values]
+    scripted: Any = Scripted(values, threshold=threshold)
+    num_rollouts = len(next(iter(values.values())))
+    return evaluate(
+        scripted,
+        problems,
+        num_rollouts=num_rollouts,
+        temperature=0.8,
+        k=k,
+        seed=SEED,
+        max_error_fraction=1.0,
+        **options,
+    )
+
+
+def test_pass_at_k_and_avg_at_k_are_those_that_one_counts_by_hand():
+    result = scored({"one": [1, 0, 0, 0], "all": [1, 1, 1, 1], "none": [0, 0, 0, 0], "half": [1, 1, 0, 0]}, k=[1, 2, 4])
+    found = {name: estimate.value for name, estimate in result.overall.metrics.items()}
+    # pass@2 of one in four: 1 - C(3,2)/C(4,2) = 1/2; of two in four: 1 - 1/6.
+    assert found == pytest.approx(
+        {
+            "avg@4": (0.25 + 1 + 0 + 0.5) / 4,
+            "pass@1": (0.25 + 1 + 0 + 0.5) / 4,
+            "pass@2": (0.5 + 1 + 0 + 5 / 6) / 4,
+            "pass@4": (1 + 1 + 0 + 1) / 4,
+        }
+    )
+    assert result.scores == {"one": 0.25, "all": 1.0, "none": 0.0, "half": 0.5}
+    assert result.overall.num_problems == 4
+    assert (result.truncated_fraction, result.mean_tokens, result.without_value) == (0.5, 3.5, 0)
+
+
+def test_a_graded_reward_passes_from_its_threshold_on_and_averages_as_it_is():
+    result = scored({"a": [0.5, 0.2], "b": [0.9, 1.0]}, k=[1, 2], threshold=0.5)
+    assert result.overall.metrics["avg@2"].value == pytest.approx((0.35 + 0.95) / 2)
+    assert result.overall.metrics["pass@1"].value == pytest.approx((0.5 + 1) / 2)
+    assert result.overall.metrics["pass@2"].value == 1.0
+
+
+def test_lost_verdicts_leave_the_scores_and_are_counted():
+    result = scored({"a": [1, None, 0, None], "b": [None] * 4, "c": [1, 1, 1, 0]}, k=[1, 3])
+    assert result.without_value == 6
+    assert result.scores == {"a": 0.5, "c": 0.75}
+    assert result.overall.num_problems == 2
+    assert result.overall.metrics["pass@1"].value == pytest.approx((0.5 + 0.75) / 2)
+    assert result.overall.metrics["pass@3"].value == 1.0  # of c alone: a has two verdicts
+    assert result.overall.metrics["avg@4"].value == pytest.approx((0.5 + 0.75) / 2)
+
+
+def test_a_k_that_no_problem_has_verdicts_for_is_left_out():
+    assert "pass@2" not in scored({"a": [1, None], "b": [None, 0]}, k=[1, 2]).overall.metrics
+
+
+def test_an_evaluation_without_any_verdict_ends_by_name():
+    with pytest.raises(RewardError, match=r"none of 2 problems .* 4 times: crash"):
+        scored({"a": [None, None], "b": [None, None]}, k=[1])
+
+
+def test_intervals_are_of_problems_and_not_of_rollouts():
+    # Ten problems, each all right or all wrong: 80 rollouts say no more than 10 problems do.
+    values = {str(index): [float(index < 5)] * 8 for index in range(10)}
+    wide = scored(values, k=[1]).overall.metrics["pass@1"]
+    narrow = scored({str(index): [1, 0] * 4 for index in range(10)}, k=[1]).overall.metrics["pass@1"]
+    assert wide.value == narrow.value == 0.5
+    assert (narrow.low, narrow.high) == (0.5, 0.5)
+    # The standard error of a mean of ten coins is 0.158; of eighty it would be 0.056.
+    assert 0.5 < wide.high - wide.low < 0.75
+    expected = clustered_bootstrap([1.0] * 5 + [0.0] * 5, seed=torch_seed(SEED, "bootstrap"))
+    assert (wide.value, wide.low, wide.high) == pytest.approx(tuple(expected))
+
+
+def test_tables_are_split_by_a_column():
+    problems = [problem("a", kind="x"), problem("b", kind="y"), problem("c", kind="x")]
+    result = scored({"a": [1, 1], "b": [0, 0], "c": [0, 1]}, k=[1], problems=problems, by_column="kind")
+    assert {name: table.num_problems for name, table in result.by_group.items()} == {"x": 2, "y": 1}
+    assert result.by_group["x"].metrics["pass@1"].value == 0.75
+    assert result.by_group["y"].metrics["pass@1"].value == 0.0
+    report = result.report(name="final", step=3)
+    assert report["sets"]["heldout"]["by_group"]["x"]["metrics"]["pass@1"]["value"] == 0.75
+    assert (report["name"], report["step"], report["temperature"]) == ("final", 3, 0.8)
+
+
+def test_evaluations_ask_for_the_same_noise_whatever_the_policy_and_never_for_that_of_training():
+    scripted = Scripted({"a": [1, 0]})
+    stand_in: Any = scripted
+    for _ in range(2):
+        evaluate(stand_in, [problem("a")], num_rollouts=2, temperature=0.8, k=[1], seed=SEED, max_error_fraction=1.0)
+    assert scripted.asked[0] == scripted.asked[1]
+    assert (scripted.asked[0]["phase"], scripted.asked[0]["step"]) == ("evaluation", 0)
+    keys = {Rollouts._key(_Seeded(), wanted, index, phase=phase, step=step) for wanted, index, phase, step in places()}
+    assert len(keys) == len(list(places()))
+
+
+class _Seeded(Rollouts):
+    """Rollouts of which only the seed is asked."""
+
+    def __init__(self) -> None:
+        self._seed = SEED
+
+
+def places() -> list[tuple[Attempts, int, str, int]]:
+    wanted = [Attempts(problem(name), first_attempt=first, num_rollouts=2) for name in "ab" for first in (0, 2)]
+    return [
+        (attempts, index, phase, step)
+        for attempts in wanted
+        for index in range(2)
+        for phase in ("evaluation", "profile", "train")
+        for step in (0, 1)
+    ]
+
+
+def test_a_key_depends_on_each_of_its_parts():
+    base = (SEED, "train", 3, "id", 4)
+    others = [(8, "train", 3, "id", 4), (SEED, "evaluation", 3, "id", 4), (SEED, "train", 4, "id", 4)]
+    others += [(SEED, "train", 3, "ie", 4), (SEED, "train", 3, "id", 5)]
+    assert len({key(*parts) for parts in (base, *others)}) == 6
+    assert key(*base) == key(*base)
+
+
+def test_training_under_evaluation_is_training_without_it(tmp_path):
+    changes = {"sft": None, "curriculum": {"kind": "uniform"}, "train.steps": 3}
+    runs = []
+    for every in (0, 1):
+        config = small_run_file(tmp_path / str(every), **changes, **{"evaluation.every_steps": every})
+        assert grpo("train", config) == 0
+        runs.append(tmp_path / str(every) / "runs" / "small")
+    quiet, watched = (read_jsonl(run / "metrics.jsonl") for run in runs)
+    assert [row["reward/mean"] for row in quiet] == [row["reward/mean"] for row in watched]
+    assert [row["optim/grad_norm"] for row in quiet] == [row["optim/grad_norm"] for row in watched]
+    for step in (1, 2, 3):
+        name = f"rollouts/step_{step:06d}.jsonl"
+        assert (runs[0] / name).read_bytes() == (runs[1] / name).read_bytes()

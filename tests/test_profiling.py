@@ -1,0 +1,135 @@
+"""Profiling with real rollouts: early stop, a store that survives, and no verdicts of another policy."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.runs import grpo, read_jsonl, small_run_file
+
+UNIFORM_START = {"sft": None}
+
+
+def profiled(folder: Path, **changes: Any) -> Path:
+    assert grpo("profile", small_run_file(folder, **(UNIFORM_START | changes))) == 0
+    return folder / "runs" / "small"
+
+
+def tiers_of(run: Path) -> dict[str, Any]:
+    table: dict[str, Any] = json.loads((run / "profile" / "tiers.json").read_text())
+    return table
+
+
+def verdicts_of(run: Path) -> dict[str, list[bool | None]]:
+    """Per problem its verdicts in attempt order."""
+    found: dict[str, dict[int, bool | None]] = {}
+    for record in read_jsonl(run / "profile" / "attempts.jsonl")[1:]:
+        for offset, correct in enumerate(record["correct"]):
+            found.setdefault(record["problem_id"], {})[record["first_attempt"] + offset] = correct
+    assert all(sorted(attempts) == list(range(len(attempts))) for attempts in found.values())
+    return {problem_id: [attempts[i] for i in range(len(attempts))] for problem_id, attempts in found.items()}
+
+
+def judged_by(folder: Path, expression: str) -> dict[str, Any]:
+    path = folder / "judge.py"
+    path.write_text(f"def judge(completion, problem):\n    return {expression}\n", encoding="utf-8")
+    return {"reward.file": str(path), "reward.function": "judge"}
+
+
+def test_a_problem_ends_with_the_wave_of_its_first_success_and_is_labelled_by_it(tmp_path):
+    run = profiled(tmp_path)
+    table, verdicts = tiers_of(run), verdicts_of(run)
+    assert table["num_rollouts"] == sum(map(len, verdicts.values()))
+    assert len(table["rows"]) == len(verdicts) == 40
+    for row in table["rows"]:
+        drawn = verdicts[row["problem_id"]]
+        first_success = drawn.index(True) + 1 if True in drawn else None
+        # Waves end at 4, 8 and 16 rollouts.
+        assert len(drawn) == next(end for end in (4, 8, 16) if end >= (first_success or 16))
+        expected = "unsolved" if first_success is None else "moderate" if first_success <= 8 else "extreme"
+        assert row["tier"] == ("trivial" if all(drawn[:4]) else expected)
+    assert {row["tier"] for row in table["rows"]} >= {"moderate", "extreme", "unsolved"}
+
+
+@pytest.mark.parametrize(("judge", "tier", "num_rollouts"), [("1.0", "trivial", 4 * 40), ("0.0", "unsolved", 16 * 40)])
+def test_the_easiest_and_the_hardest_reward_cost_the_least_and_the_most(tmp_path, judge, tier, num_rollouts):
+    table = tiers_of(profiled(tmp_path, **judged_by(tmp_path, judge)))
+    assert table["tiers"][tier] == 40
+    assert table["num_rollouts"] == num_rollouts
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("torn", [True, False])
+def test_a_torn_store_is_taken_up_and_ends_as_a_whole_one(tmp_path, share, torn):
+    expected = profiled(tmp_path / "whole")
+    run = profiled(tmp_path / "torn")
+    store = run / "profile" / "attempts.jsonl"
+    lines = store.read_bytes().splitlines(keepends=True)
+    left = lines[: int(len(lines) * share)]
+    store.write_bytes(b"".join(left) + (lines[len(left)][:-9] if torn else b""))
+    (run / "profile" / "tiers.json").unlink()
+    assert grpo("profile", tmp_path / "torn" / "config.yaml", "--resume") == 0
+    assert store.read_bytes().startswith(b"".join(left))
+    assert verdicts_of(run) == verdicts_of(expected)
+    assert tiers_of(run) == tiers_of(expected)
+
+
+def test_a_finished_profile_draws_nothing_more(tmp_path):
+    run = profiled(tmp_path)
+    before = (run / "profile" / "attempts.jsonl").read_bytes(), tiers_of(run)
+    assert grpo("profile", tmp_path / "config.yaml", "--resume") == 0
+    assert ((run / "profile" / "attempts.jsonl").read_bytes(), tiers_of(run)) == before
+
+
+@pytest.mark.parametrize("field", ["policy", "temperature", "seed"])
+def test_a_store_of_another_policy_or_setting_is_refused_by_the_field_that_differs(tmp_path, capsys, field):
+    store = profiled(tmp_path) / "profile" / "attempts.jsonl"
+    header, *records = store.read_bytes().splitlines(keepends=True)
+    changed = json.loads(header)
+    changed["fingerprint"][field] = "another"
+    store.write_bytes(json.dumps(changed).encode() + b"\n" + b"".join(records))
+    assert grpo("profile", tmp_path / "config.yaml", "--resume") == 4
+    said = capsys.readouterr().err
+    assert f"{field}: stored 'another'" in said
+    assert "--fresh" in said
+
+
+def test_another_cold_start_makes_another_profile(tmp_path):
+    config = small_run_file(tmp_path)
+    assert grpo("sft", config) == 0
+    assert grpo("profile", config) == 0
+    run = tmp_path / "runs" / "small"
+    first = read_jsonl(run / "profile" / "attempts.jsonl")[0]["fingerprint"]
+    assert "policy.safetensors" in first["policy"]  # the checksums of the cold start
+    # A cold start that is run again takes the profile of the one before with it.
+    assert grpo("sft", config, "--fresh") == 0
+    assert not (run / "profile").exists()
+
+
+def test_a_reward_that_abstains_is_asked_again_and_loses_nothing(tmp_path):
+    judge = "None if ord(completion[:1] or '!') % 3 == 0 else float(ord(completion[:1]) % 8 == 0)"
+    run = profiled(tmp_path, **judged_by(tmp_path, judge), **{"reward.max_error_fraction": 0.0})
+    for row in tiers_of(run)["rows"]:
+        drawn = verdicts_of(run)[row["problem_id"]]
+        valued = [correct for correct in drawn if correct is not None]
+        assert row["estimate"] == sum(valued[:4]) / 4
+        assert row["tier"] != "unsolved" or len(valued) == 16
+
+
+def test_lost_verdicts_are_drawn_again_and_count_for_nothing(tmp_path):
+    judge = "1 / 0 if ord(completion[:1] or '!') % 9 == 0 else float(ord(completion[:1] or '!') % 8 == 0)"
+    run = profiled(tmp_path, **judged_by(tmp_path, judge), **{"reward.max_error_fraction": 0.5})
+    verdicts = verdicts_of(run)
+    assert any(None in drawn for drawn in verdicts.values())
+    for row in tiers_of(run)["rows"]:
+        valued = [correct for correct in verdicts[row["problem_id"]] if correct is not None]
+        assert row["estimate"] == sum(valued[:4]) / 4
+
+
+def test_too_many_lost_verdicts_end_the_profile_by_name(tmp_path, capsys):
+    judged = judged_by(tmp_path, "1 / 0")
+    assert grpo("profile", small_run_file(tmp_path, **UNIFORM_START, **judged)) == 6
+    said = capsys.readouterr().err
+    assert "reward.max_error_fraction = 0.05" in said
+    assert "ZeroDivisionError" in said

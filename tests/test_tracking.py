@@ -1,0 +1,243 @@
+"""What is written for people to look at: JSONL that any reader can read, rollouts within their limit, and wandb."""
+
+import json
+import math
+import struct
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from grpo.errors import DiskError
+from grpo.folder import RunFolder
+from grpo.tracking import tracker as tracking
+from grpo.tracking.metrics import rollout_rows
+from grpo.tracking.tracker import Tracker
+from grpo.types import Group, Message, Problem, Rollout, StopReason
+from rewards import Reward, RewardSpec
+from tests.runs import grpo, read_jsonl, small_run_config, small_run_file
+
+HOSTILE = ["\ud800 lone surrogate", "\x00\x1b[31m", "</script><!--", "line\u2028separator\nnewline", '"\\', "𝔘𝔫𝔦"]
+
+
+@pytest.fixture
+def folder(tmp_path) -> RunFolder:
+    (tmp_path / "run").mkdir()
+    return RunFolder(tmp_path / "run")
+
+
+def tracker_of(folder: RunFolder, **changes: Any) -> Tracker:
+    return Tracker(folder, small_run_config(folder.path, **changes), resumed=False)
+
+
+def test_a_step_is_one_line_and_what_is_not_finite_is_null(folder):
+    tracker = tracker_of(folder)
+    tracker.log(1, {"a": 0.1, "b": math.nan, "c": math.inf, "d": -math.inf})
+    tracker.log(2, {"a": 1e-300})
+    text = folder.metrics.read_text()
+    assert "NaN" not in text
+    assert "Infinity" not in text
+    assert read_jsonl(folder.metrics) == [
+        {"step": 1, "a": 0.1, "b": None, "c": None, "d": None},
+        {"step": 2, "a": 1e-300},
+    ]
+
+
+def test_numbers_come_back_bit_for_bit(folder):
+    values = [1 / 3, 2**-1074, 1.7976931348623157e308, -0.0]
+    tracker_of(folder).log(1, {str(index): value for index, value in enumerate(values)})
+    (row,) = read_jsonl(folder.metrics)
+    assert [struct.pack("d", row[str(index)]) for index in range(4)] == [struct.pack("d", value) for value in values]
+
+
+def test_events_have_a_step_a_name_and_their_details(folder):
+    tracker_of(folder).event(3, "stage", {"stage": 1, "name": "extreme"})
+    assert read_jsonl(folder.events) == [{"step": 3, "event": "stage", "stage": 1, "name": "extreme"}]
+
+
+@pytest.mark.parametrize(("limit", "kept"), [(0, []), (1, [5]), (3, [3, 4, 5]), (9, [1, 2, 3, 4, 5])])
+def test_the_newest_rollout_files_are_kept_and_no_more(folder, limit, kept):
+    tracker = tracker_of(folder, **{"tracking.rollout_files": limit})
+    for step in range(1, 6):
+        tracker.rollouts(step, [{"step": step}])
+    found = sorted(folder.rollouts.iterdir()) if folder.rollouts.exists() else []
+    assert [path.name for path in found] == [f"step_{step:06d}.jsonl" for step in kept]
+    assert [read_jsonl(path) for path in found] == [[{"step": step}] for step in kept]
+
+
+def hostile_group(text: str) -> Group:
+    problem = Problem("id", (Message("user", text),), answer=text, reward=RewardSpec("list_machine"))
+    rollouts = tuple(
+        Rollout(
+            problem_id="id",
+            attempt=attempt,
+            token_ids=(5, 6, 7),
+            action_mask=(False, True, True),
+            logprobs=(0.0, -0.5, -0.25),
+            kept=None,
+            stop_reason=StopReason.LIMIT,
+            temperature=0.7,
+            policy_step=2,
+        )
+        for attempt in (4, 5)
+    )
+    rewards = (Reward.scored(1.0, parts={"format": 0.5}, detail=text), Reward.error(text))
+    return Group(problem, rollouts, completions=(text, ""), rewards=rewards, success_threshold=1.0)
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_hostile_text_comes_back_as_it_was(folder, text):
+    rows = rollout_rows([hostile_group(text)], step=3, stage="s", tiers={"id": "moderate"}, advantages={("id", 4): 0.5})
+    tracker_of(folder).rollouts(3, rows)
+    (path,) = folder.rollouts.iterdir()
+    assert path.read_bytes().count(b"\n") == 2
+    scored, lost = read_jsonl(path)
+    assert scored["prompt"] == scored["completion"] == scored["answer"] == scored["detail"] == text
+    assert (scored["reward"], scored["status"], scored["parts"]) == (1.0, "scored", {"format": 0.5})
+    assert (lost["reward"], lost["status"], lost["advantage"]) == (None, "error", None)
+    assert (scored["advantage"], scored["tier"], scored["temperature"]) == (0.5, "moderate", 0.7)
+    assert (scored["token_ids"], scored["logprobs"]) == ([6, 7], [-0.5, -0.25])
+    assert (scored["num_tokens"], scored["stop_reason"], scored["attempt"], scored["step"]) == (2, "limit", 4, 3)
+
+
+def test_a_resume_cuts_off_what_was_written_after_the_checkpoint(folder):
+    tracker = tracker_of(folder)
+    tracker.log(1, {"a": 1})
+    tracker.event(1, "stage", {})
+    state = tracker.state_dict()
+    before = folder.metrics.read_bytes(), folder.events.read_bytes()
+    tracker.log(2, {"a": 2})
+    tracker.event(2, "stage", {})
+    with folder.metrics.open("a") as file:
+        file.write('{"step": 3, "torn')
+    tracker_of(folder).load_state_dict(json.loads(json.dumps(state)))
+    assert (folder.metrics.read_bytes(), folder.events.read_bytes()) == before
+
+
+def test_a_file_that_someone_shortened_is_not_filled_with_zero_bytes(folder):
+    tracker = tracker_of(folder)
+    tracker.log(1, {"a": 1})
+    state = tracker.state_dict()
+    folder.metrics.write_text("")
+    tracker.load_state_dict(state)
+    assert folder.metrics.read_bytes() == b""
+
+
+def test_a_full_disk_is_named(folder):
+    folder.metrics.symlink_to("/dev/full")
+    with pytest.raises(DiskError, match=r"metrics\.jsonl: No space left on device; make room .*--resume"):
+        tracker_of(folder).log(1, {"a": 1})
+
+
+# --- wandb ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def no_wandb_key(tmp_path, monkeypatch) -> Path:
+    """A home without a key; returns where `wandb login` would put one."""
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "wandb-config"))
+    monkeypatch.setenv("WANDB_CACHE_DIR", str(tmp_path / "wandb-cache"))
+    return tmp_path / "netrc"
+
+
+def wandb_records(path: Path) -> Iterator[Any]:
+    """The records of a .wandb file: after a header LevelDB's log format, each record a message of wandb.proto."""
+    from wandb.proto import wandb_internal_pb2
+
+    block_bytes, header_bytes = 32768, 7
+    data = path.read_bytes()
+    assert data[:4] == b":W&B"
+    position, parts = header_bytes, b""
+    while position + header_bytes <= len(data):
+        left = block_bytes - position % block_bytes
+        if left < header_bytes:
+            position += left
+            continue
+        _, length, kind = struct.unpack("<IHB", data[position : position + header_bytes])
+        if kind == 0:  # zeros fill what the writer reserved
+            return
+        parts += data[position + header_bytes : position + header_bytes + length]
+        position += header_bytes + length
+        if kind in (1, 4):  # a whole record, or the last part of one
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(parts)
+            yield record
+            parts = b""
+
+
+def finished_records(path: Path) -> list[tuple[str, Any]]:
+    """Kind and record of each record; waits for wandb's service, which writes the last ones after `finish` returns."""
+    deadline = time.monotonic() + 30
+    while True:
+        records = [(record.WhichOneof("record_type"), record) for record in wandb_records(path)]
+        if any(kind == "exit" for kind, _ in records):
+            return records
+        assert time.monotonic() < deadline, f"{path} has no record of the end: {[kind for kind, _ in records]}"
+        time.sleep(0.05)
+
+
+def wandb_history(run: Path) -> tuple[list[dict[str, Any]], set[str]]:
+    """Logged rows of every .wandb file under a run's folder, oldest file first, and the run ids in them."""
+    rows, ids = [], set()
+    for path in sorted(run.glob("wandb/offline-run-*/*.wandb")):
+        for kind, record in finished_records(path):
+            if kind == "run":
+                ids.add(record.run.run_id)
+            elif kind == "history":
+                items = record.history.item
+                rows.append({item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items})
+    return rows, ids
+
+
+def test_wandb_gets_offline_what_metrics_jsonl_gets_and_a_resume_writes_to_the_same_run(tmp_path, no_wandb_key):
+    changes = {"tracking.wandb": "offline", "sft": None, "curriculum": {"kind": "uniform"}, "train.steps": 2}
+    config = small_run_file(tmp_path, **changes, **{"evaluation.every_steps": 2})
+    run = tmp_path / "runs" / "small"
+    assert grpo("train", config) == 0
+    rows, ids = wandb_history(run)
+    assert ids == {"small"}
+    expected = read_jsonl(run / "metrics.jsonl")
+    assert [row["_step"] for row in rows] == [1, 2]
+    for row, of_file in zip(rows, expected, strict=True):
+        names = of_file.keys() - {"step"}
+        assert {name: row[name] for name in names} == {name: of_file[name] for name in names}
+    assert {"reward/mean", "policy/entropy", "optim/grad_norm", "sampling/temperature", "time/step"} <= rows[0].keys()
+    assert "eval/validation/pass@1" in rows[1]
+    # wandb names the folder of an offline run by the second: a resume within it would write over the first part.
+    time.sleep(1.1)
+    assert grpo("train", config, "--resume", "train.steps=4") == 0
+    rows, ids = wandb_history(run)
+    assert ids == {"small"}
+    assert [row["_step"] for row in rows] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("key", "mode"), [(None, "offline"), ("environment", "online"), ("netrc", "online"), ("another host", "offline")]
+)
+def test_auto_is_online_where_a_key_is_found_and_offline_elsewhere(folder, no_wandb_key, monkeypatch, key, mode):
+    import wandb
+
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr(wandb, "init", lambda **options: asked.update(options))
+    if key == "environment":
+        monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    elif key is not None:
+        host = tracking.WANDB_HOST if key == "netrc" else "example.org"
+        no_wandb_key.write_text(f"machine {host}\n  login user\n  password {'0' * 40}\n")
+        no_wandb_key.chmod(0o600)
+    tracker_of(folder, **{"tracking.wandb": "auto"})
+    assert asked["mode"] == mode
+    assert (asked["id"], asked["project"], asked["dir"]) == ("small", "grpo", str(folder.path))
+    assert asked["config"]["train"]["steps"] == 8
+
+
+def test_off_never_imports_wandb(folder, monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    tracker_of(folder).log(1, {"a": 1})
