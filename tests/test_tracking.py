@@ -146,11 +146,15 @@ def no_wandb_key(tmp_path, monkeypatch) -> Path:
 
 
 def wandb_records(path: Path) -> Iterator[Any]:
-    """The records of a .wandb file: after a header LevelDB's log format, each record a message of wandb.proto."""
+    """The records of a .wandb file: after a header LevelDB's log format, each record a message of wandb.proto.
+
+    A file that the service has made and not written to yet has none."""
     from wandb.proto import wandb_internal_pb2
 
     block_bytes, header_bytes = 32768, 7
     data = path.read_bytes()
+    if len(data) < header_bytes:
+        return
     assert data[:4] == b":W&B"
     position, parts = header_bytes, b""
     while position + header_bytes <= len(data):
