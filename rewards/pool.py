@@ -144,11 +144,26 @@ class Pool:
         while calls := self._take():
             if worker is None:
                 worker = self._start_worker(calls)
-            if worker is not None and not self._run(worker, calls):
+            if worker is not None and not self._run_or_end(worker, calls):
                 self._stop_worker(worker)
                 worker = None
         if worker is not None:
             self._stop_worker(worker)
+
+    def _run_or_end(self, worker: WorkerProcess, calls: deque[_Call]) -> bool:
+        """`_run`, and whatever it does not foresee is the error of the call that the worker was at.
+
+        An exception that ended the thread would leave whoever waits for its calls waiting for ever."""
+        try:
+            return self._run(worker, calls)
+        except Exception as error:
+            if calls:
+                call = calls.popleft()
+                call.future.set_result(
+                    Reward.error(f"reward {call.spec.title}: its answer is none ({type(error).__name__}: {error})")
+                )
+            self._give_back(calls)
+            return False
 
     def _take(self) -> deque[_Call]:
         """The next few calls, as many as fill a message; none when the pool is closed."""
@@ -174,7 +189,7 @@ class Pool:
         """A live worker; None when it could not start, which is the error of the calls that wait for it."""
         try:
             worker = WorkerProcess(memory_limit_mb=self.memory_limit_mb)
-        except (WorkerDiedError, OSError) as error:
+        except Exception as error:  # whatever it is: nobody waits for ever
             for call in calls:
                 call.future.set_result(Reward.error(f"a reward worker could not start: {error}"))
             return None
@@ -190,8 +205,12 @@ class Pool:
             worker.kill()
 
     def _run(self, worker: WorkerProcess, calls: deque[_Call]) -> bool:
-        """Have the worker judge the calls. False when it must be replaced; every call has a result or is given back."""
-        calls = deque(call for call in calls if not self._is_known_to_fail(call))
+        """Have the worker judge the calls, each of which leaves `calls` with its result or is given back.
+
+        False when the worker must be replaced."""
+        hopeful = [call for call in calls if not self._is_known_to_fail(call)]
+        calls.clear()
+        calls.extend(hopeful)
         if not calls:
             return True
         for call in calls:
@@ -208,7 +227,8 @@ class Pool:
                     return False
                 kind, *values = answer
                 if kind == "scored":
-                    calls.popleft().future.set_result(_as_reward(values))
+                    reward = _as_reward(values)  # may raise: then the call is still there to be ended
+                    calls.popleft().future.set_result(reward)
                 elif kind == "retire":
                     self._give_back(calls)
                     return False

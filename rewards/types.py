@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from types import MappingProxyType
 from typing import Any, Protocol
 
 
@@ -22,8 +23,9 @@ class Status(StrEnum):
 class Reward:
     """The judgement of one completion: a finite value exactly when its status is scored.
 
-    `parts` are named numbers that go to the metrics (`reward/<part>/mean`); `detail` is for a person to read.
-    Raises ValueError when value and status contradict each other or a part is not a finite number."""
+    `parts` are named numbers that go to the metrics (`reward/<part>/mean`), a read-only copy of what was given;
+    `detail` is for a person to read. Raises ValueError when value and status contradict each other, when a part is not
+    a finite number and when the detail is no text."""
 
     value: float | None
     status: Status
@@ -41,11 +43,19 @@ class Reward:
         for name, part in self.parts.items():
             if not isinstance(name, str) or not isinstance(part, (int, float)) or not math.isfinite(part):
                 raise ValueError(f"Reward.parts[{name!r}] = {part!r}: a part is a name with a finite number")
+        if not isinstance(self.detail, str):
+            raise ValueError(f"Reward.detail = {self.detail!r}: must be a text; leave it out where there is none")
+        # A copy that nobody can write to: what was checked stays what it is.
+        object.__setattr__(self, "parts", MappingProxyType(dict(self.parts)))
+
+    def __reduce__(self) -> tuple[type[Reward], tuple[object, ...]]:
+        """How pickle and copy make it again; a read-only mapping does not travel."""
+        return type(self), (self.value, self.status, dict(self.parts), self.detail)
 
     @classmethod
     def scored(cls, value: float, *, parts: Mapping[str, float] | None = None, detail: str = "") -> Reward:
         """A judgement with a value; ints and bools become floats."""
-        return cls(value=float(value), status=Status.SCORED, parts=dict(parts or {}), detail=detail)
+        return cls(value=float(value), status=Status.SCORED, parts=parts or {}, detail=detail)
 
     @classmethod
     def abstained(cls, detail: str = "") -> Reward:

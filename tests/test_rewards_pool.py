@@ -18,6 +18,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 HOSTILE = """
 import ctypes, os, re, signal, subprocess, sys, time
+from rewards import Reward
 
 def echo(completion, problem):
     return float(completion)
@@ -62,6 +63,14 @@ def misbehave(completion, problem):
         os._exit(1)
     if kind == "close":
         os.closerange(3, 20)
+    if kind == "detail":
+        return Reward.scored(1.0, detail=None)
+    if kind in ("parts", "forged"):
+        reward = Reward.scored(1.0, parts={"x": 1.0})
+        if kind == "parts":
+            reward.parts["x"] = float("nan")
+        object.__setattr__(reward, "parts", {"x": float("nan")})
+        return reward
     return float(number)
 
 def slow_build(completion, problem):
@@ -132,6 +141,39 @@ def test_a_worker_that_dies_is_the_error_of_its_own_call_alone(hostile, kind, to
     assert [reward.value for reward in rewards] == [0.0, None, 2.0, 3.0]
     assert rewards[1].status == "error"
     assert told in rewards[1].detail
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [
+        ("detail", "Reward.detail = None: must be a text"),
+        ("parts", "does not support item assignment"),
+        ("forged", "Reward.parts['x'] = nan: a part is a name with a finite number"),
+    ],
+)
+def test_an_answer_that_is_no_reward_is_the_error_of_its_own_call_and_nobody_waits_for_ever(
+    hostile, kind, told, workers
+):
+    spec = spec_of(hostile, "misbehave")
+    with Pool(workers) as pool:
+        pool.score_all([(spec, "fine:0", {})] * 200)
+        names = ["fine", kind, "fine", kind, "fine", "fine"]
+        futures = [pool.submit(spec, f"{name}:{n}", {}) for n, name in enumerate(names)]
+        rewards = [future.result(timeout=30) for future in futures]
+    assert [reward.value for reward in rewards] == [0.0, None, 2.0, None, 4.0, 5.0]
+    assert all(rewards[n].status == "error" and told in rewards[n].detail for n in (1, 3))
+
+
+def test_a_worker_that_cannot_be_made_at_all_is_the_error_of_the_calls_that_wait(hostile, monkeypatch):
+    def unmade(**options: int) -> None:
+        raise RuntimeError("no more threads")
+
+    monkeypatch.setattr("rewards.pool.WorkerProcess", unmade)
+    with Pool(1) as pool:
+        futures = [pool.submit(spec_of(hostile, "echo"), "1", {}) for _ in range(3)]
+        rewards = [future.result(timeout=30) for future in futures]
+    assert all("could not start: no more threads" in reward.detail for reward in rewards)
 
 
 def test_sys_exit_in_a_verifier_is_an_error_and_spares_the_worker(hostile):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import pickle
 
@@ -32,6 +33,26 @@ def test_a_status_that_is_a_bare_string_is_refused():
 def test_a_part_that_is_no_finite_number_is_refused(part):
     with pytest.raises(ValueError, match="parts"):
         Reward.scored(1.0, parts={"correct": part})
+
+
+@pytest.mark.parametrize("detail", [None, 5, b"bytes", ["a"]])
+def test_a_detail_that_is_no_text_is_refused(detail):
+    with pytest.raises(ValueError, match=r"Reward\.detail"):
+        Reward.scored(1.0, detail=detail)
+
+
+def test_parts_are_a_copy_that_cannot_be_written_to():
+    given = {"correct": 1.0}
+    reward = Reward.scored(1.0, parts=given)
+    given["correct"] = math.nan
+    assert reward.parts == {"correct": 1.0}
+    with pytest.raises(TypeError, match="does not support item assignment"):
+        reward.parts["correct"] = math.nan
+
+
+def test_a_reward_survives_pickling_and_copying():
+    reward = Reward.scored(0.5, parts={"correct": 1.0}, detail="half")
+    assert reward == pickle.loads(pickle.dumps(reward)) == copy.deepcopy(reward)
 
 
 def test_each_constructor_gives_its_own_status():
