@@ -90,7 +90,7 @@ def memory_bytes(config: RunConfig, sizes: Sizes) -> dict[str, int]:
         "logits of a draw": config.sampling.max_rows * sizes.vocabulary * DECODE_BYTES,
     }
     training = {
-        "gradients": sizes.trainable_bytes + sizes.num_copied * FLOAT32_BYTES,
+        "gradients": sizes.num_trainable * FLOAT32_BYTES,
         "logits of a chunk": chunk_tokens * sizes.vocabulary * CHUNK_BYTES,
     }
     peak = sum(held.values()) + max(sum(sampling.values()), sum(training.values()))

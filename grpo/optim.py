@@ -1,10 +1,12 @@
 """AdamW over the policy's trainable weights, its schedule, and the guard that skips a non-finite update.
 
 Weights below float32 are trained through float32 copies: at a learning rate of 1e-6 a bfloat16 weight of 0.02 would
-never move, since its neighbours are 1e-4 away."""
+never move, since its neighbours are 1e-4 away. Their gradients are summed in float32 too: each rounding of a bfloat16
+sum loses what lies below 2^-9 of it, and a step adds hundreds of micro-batches."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -26,12 +28,15 @@ class Optimizer:
         ]
         self._adamw = torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=config.eps)
 
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of `loss`, one micro-batch's share of an update."""
+        with self._summed_in_float32():
+            loss.backward()
+
     def update(self, *, rate: float) -> float:
-        """Clip, step and clear the gradients; returns their norm before clipping, over all of them.
+        """Clip, step and clear what `backward` summed; returns its norm before clipping, over all weights.
 
         A norm that is not finite means that loss or gradient was not: then nothing is stepped."""
-        for weight, master in self._pairs():
-            master.grad = None if weight.grad is None else weight.grad.float()
         norm = float(nn.utils.clip_grad_norm_(self._masters, self._max_grad_norm))
         if math.isfinite(norm):
             for group in self._adamw.param_groups:
@@ -40,8 +45,6 @@ class Optimizer:
             for weight, master in self._pairs():
                 weight.data.copy_(master)
         self._adamw.zero_grad(set_to_none=True)
-        for weight in self._weights:
-            weight.grad = None
         return norm
 
     def state_dict(self) -> dict[str, Any]:
@@ -54,9 +57,31 @@ class Optimizer:
         for (_, master), saved in zip(self._pairs(), state["masters"], strict=True):
             master.copy_(saved)
 
+    @contextmanager
+    def _summed_in_float32(self) -> Iterator[None]:
+        """Let each gradient of a weight that has a copy go to the copy, and be freed, as soon as it is whole."""
+        handles = [w.register_post_accumulate_grad_hook(_moves_gradient_to(m)) for w, m in self._pairs()]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
     def _pairs(self) -> list[tuple[Tensor, Tensor]]:
         """Weights with a float32 copy of their own, and the copies."""
         return [(w, m) for w, m in zip(self._weights, self._masters, strict=True) if w is not m]
+
+
+def _moves_gradient_to(master: Tensor) -> Callable[[Tensor], None]:
+    def move(weight: Tensor) -> None:
+        assert weight.grad is not None
+        if master.grad is None:
+            master.grad = weight.grad.float()
+        else:
+            master.grad += weight.grad
+        weight.grad = None
+
+    return move
 
 
 def learning_rate(step: int, *, num_steps: int, config: OptimConfig) -> float:

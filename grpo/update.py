@@ -29,7 +29,7 @@ class Updater:
         self._skipped_in_a_row = 0
 
     def update(self, groups: Sequence[Group], *, step: int, stats: StepStats) -> list[list[TrainedRollout]]:
-        """Train on `groups` and return the rollouts of each that entered the loss.
+        """Train on `groups` and return the rollouts of each that entered the loss. `step` counts from 0.
 
         Raises DivergenceError when too many updates in a row had a gradient that is not finite."""
         started = time.perf_counter()
@@ -90,37 +90,53 @@ class Updater:
             )
             for minibatch in minibatches(trained, number=config.train.minibatches_per_step)
         ]
-        # With one update the policy that is trained is the one before the update: its own log-probs serve.
-        single = len(updates) * config.train.epochs_per_step == 1
-        before = [[None if single else self._score(batch) for batch in update] for update in updates]
-        for _ in range(config.train.epochs_per_step):
-            for update, before_update in zip(updates, before, strict=True):
-                for batch, of_batch in zip(update, before_update, strict=True):
-                    self._backward(batch, of_batch, stats)
+        old = [
+            self._old_logprobs(update, of_first_update=number == 0, stats=stats)
+            for number, update in enumerate(updates)
+        ]
+        for epoch in range(config.train.epochs_per_step):
+            for number, update in enumerate(updates):
+                before_step = epoch == number == 0
+                for place, batch in enumerate(update):
+                    old[number][place] = self._backward(batch, old[number][place], before_step=before_step, stats=stats)
                 self._apply(step=step, stats=stats)
 
+    def _old_logprobs(
+        self, update: Sequence[MicroBatch], *, of_first_update: bool, stats: StepStats
+    ) -> list[Tensor | None]:
+        """What each micro-batch's ratio is taken against, [A]; None where its own first forward gives it."""
+        if self._config.train.old_logprobs == "sampler":
+            return [batch.sampler_logprobs for batch in update]
+        # The first update's own forward is still by the policy before the step, so only later ones are scored apart.
+        return [None if of_first_update else self._score(batch, stats) for batch in update]
+
     @torch.no_grad()
-    def _score(self, batch: MicroBatch) -> Tensor:
+    def _score(self, batch: MicroBatch, stats: StepStats) -> Tensor:
+        """The policy's log-probs [A] before the step's first update."""
         logprobs, _ = self._policy(batch)
+        sampler_metrics(stats, policy_logprobs=logprobs, sampler_logprobs=batch.sampler_logprobs)
         return logprobs
 
-    def _backward(self, batch: MicroBatch, before_step: Tensor | None, stats: StepStats) -> None:
-        """Add one micro-batch's gradient. `before_step` [A]: the policy's log-probs before the step's first update."""
-        config = self._config
+    def _backward(
+        self, batch: MicroBatch, old_logprobs: Tensor | None, *, before_step: bool, stats: StepStats
+    ) -> Tensor:
+        """Add one micro-batch's gradient; returns the old log-probs [A], which are its own where none are given."""
         logprobs, entropy = self._policy(batch)  # [A], [A]
-        before = logprobs.detach() if before_step is None else before_step
+        old = logprobs.detach() if old_logprobs is None else old_logprobs
         terms = policy_loss(
             logprobs,
-            old_logprobs=batch.sampler_logprobs if config.train.old_logprobs == "sampler" else before,
+            old_logprobs=old,
             sampler_logprobs=batch.sampler_logprobs,
             advantages=batch.advantages,
             rollout_index=batch.rollout_index,
             weights=batch.weights,
-            config=config.loss,
+            config=self._config.loss,
         )
-        terms.loss.backward()
+        self._optimizer.backward(terms.loss)
         loss_metrics(stats, terms, entropy=entropy.detach())
-        sampler_metrics(stats, policy_logprobs=before, sampler_logprobs=batch.sampler_logprobs)
+        if before_step:
+            sampler_metrics(stats, policy_logprobs=logprobs.detach(), sampler_logprobs=batch.sampler_logprobs)
+        return old
 
     def _apply(self, *, step: int, stats: StepStats) -> None:
         config = self._config.optim
@@ -134,7 +150,7 @@ class Updater:
             stats.add("optim/grad_norm", total=norm, count=1)
         if self._skipped_in_a_row > config.max_skipped_updates:
             raise DivergenceError(
-                f"step {step}: {self._skipped_in_a_row} updates in a row had a non-finite loss or gradient "
+                f"step {step + 1}: {self._skipped_in_a_row} updates in a row had a non-finite loss or gradient "
                 f"(optim.max_skipped_updates = {config.max_skipped_updates}); lower optim.learning_rate, under another "
                 "run.name or with --fresh"
             )

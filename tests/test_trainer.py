@@ -11,13 +11,16 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from curricula import refill_deficit
 from grpo import checkpoint, practice, trainer, update
+from grpo.batch import MicroBatch
 from grpo.config import RunConfig
 from grpo.errors import DivergenceError, RewardError
 from grpo.evaluation import Estimate, evaluate
 from grpo.optim import Optimizer
+from grpo.policy import Policy
 from grpo.recipe import Run
 from grpo.tracking.console import Console
 from grpo.trainer import Parts, Stage, Trainer
@@ -127,6 +130,57 @@ def test_each_epoch_updates_once_a_minibatch_and_the_first_ratio_is_exactly_one(
     (row,) = metrics_of(run)
     assert row["policy/ratio_max"] > 1
     assert row["optim/tokens"] == sum(map(len, ratios))
+
+
+@pytest.mark.parametrize(("old", "num_scored"), [("policy", 2), ("sampler", 0)])
+def test_only_later_updates_are_scored_apart_and_none_where_the_old_log_probs_are_the_samplers(
+    tmp_path, monkeypatch, old, num_scored
+):
+    changes = {"train.old_logprobs": old, "train.minibatches_per_step": 3, "train.tokens_per_micro_batch": 4096}
+    config = small_run_config(tmp_path, **LOOP, **judged_by(tmp_path, COIN), **changes, **{"train.epochs_per_step": 2})
+    scored: list[MicroBatch] = []
+    trained_on: list[MicroBatch] = []
+    original = Policy.forward
+
+    def noted(self: Policy, batch: MicroBatch) -> tuple[Tensor, Tensor]:
+        (trained_on if torch.is_grad_enabled() else scored).append(batch)
+        return original(self, batch)
+
+    monkeypatch.setattr(Policy, "forward", noted)
+    with running(config) as run:
+        trainer_of(run, config).step()
+    assert len(scored) == num_scored
+    assert len(trained_on) == 2 * 3
+    assert not any(batch is trained_on[0] for batch in scored)
+
+
+def test_with_the_samplers_old_log_probs_the_ratio_is_to_them_and_the_gap_is_of_the_first_update(tmp_path, monkeypatch):
+    """Sampler log-probs are moved by −0.1 nats: each ratio of the first update is exp(0.1), its KL exp(0.1) − 1 − 0.1."""
+    changes = {"train.old_logprobs": "sampler", "train.minibatches_per_step": 2, "optim.warmup_steps": 0}
+    ratios: list[Tensor] = []
+    logprobs: list[tuple[Tensor, Tensor]] = []
+    collate, loss = update.micro_batches, update.policy_loss
+
+    def perturbed(*arguments: Any, **options: Any) -> list[MicroBatch]:
+        batches = collate(*arguments, **options)
+        return [replace(batch, sampler_logprobs=batch.sampler_logprobs - 0.1) for batch in batches]
+
+    def noted_loss(policy_logprobs: Tensor, **options: Any) -> Any:
+        terms = loss(policy_logprobs, **options)
+        logprobs.append((policy_logprobs.detach(), options["sampler_logprobs"]))
+        ratios.append(terms.ratio)
+        return terms
+
+    monkeypatch.setattr(update, "micro_batches", perturbed)
+    monkeypatch.setattr(update, "policy_loss", noted_loss)
+    run = trained(tmp_path, **judged_by(tmp_path, COIN), **changes, **{"train.steps": 1})
+    for ratio, (of_policy, of_sampler) in zip(ratios, logprobs, strict=True):
+        torch.testing.assert_close(ratio, (of_policy - of_sampler).exp())
+    torch.testing.assert_close(ratios[0], torch.full_like(ratios[0], math.exp(0.1)), rtol=1e-4, atol=0)
+    assert (ratios[-1] - math.exp(0.1)).abs().max() > 1e-2  # the first update has moved the policy
+    (row,) = metrics_of(run)
+    assert row["policy/sampler_kl"] == pytest.approx(math.exp(0.1) - 1 - 0.1, rel=1e-3)
+    assert row["policy/sampler_logprob_gap_max"] == pytest.approx(0.1, abs=1e-4)
 
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 2.0])
