@@ -6,19 +6,22 @@ import json
 import random
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from grpo import tasks
 from grpo.config import DataConfig, Source
-from grpo.errors import DataError
+from grpo.errors import ConfigError, DataError
 from grpo.seeds import torch_seed
 from grpo.types import Message, Problem
 from rewards import RewardSpec
 
 FILE_FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+# Endings of files that are not read here: a path that has one is no hub id.
+OTHER_FILES = (".csv", ".tsv", ".txt", ".arrow", ".xlsx", ".yaml", ".yml", ".gz", ".zip", ".zst")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +35,7 @@ class ProblemSets:
 
 
 def load_problem_sets(config: DataConfig, *, reward: RewardSpec, seed: int) -> ProblemSets:
-    """Problems of the run: duplicates and empty answers dropped and counted, and no prompt in two of the sets.
+    """Problems of the run: duplicates and empty answers dropped and counted, and no question in two of the sets.
 
     Raises DataError that names the field, the value and the remedy."""
     dropped: dict[str, int] = {}
@@ -43,7 +46,7 @@ def load_problem_sets(config: DataConfig, *, reward: RewardSpec, seed: int) -> P
     else:
         heldout = load_problems(config.heldout, field="data.heldout", reward=reward, seed=seed, dropped=dropped)
         heldout = at_most(heldout, config.heldout_problems, seed=torch_seed(seed, "heldout"))
-    # By prompt, not by id: the same question with another spelling of its answer must not be practised either.
+    # By question, not by id: the same question with another spelling of its answer must not be practised either.
     validation = without(validation, heldout)
     unseen = without(train, (*heldout, *validation))
     dropped["in the held-out or validation set"] = len(train) - len(unseen)
@@ -58,26 +61,46 @@ def load_problem_sets(config: DataConfig, *, reward: RewardSpec, seed: int) -> P
 
 
 def without(problems: Iterable[Problem], others: Iterable[Problem]) -> list[Problem]:
-    """The problems whose prompts, white space aside, are none of the others'."""
-    asked = {_content(problem) for problem in others}
-    return [problem for problem in problems if _content(problem) not in asked]
+    """The problems whose questions are none of the others'."""
+    asked = {problem.question for problem in others}
+    return [problem for problem in problems if problem.question not in asked]
+
+
+def trace_text(problem: Problem, template: str) -> str:
+    """A row's trace, from `sft.completion` and its fields. Raises ConfigError for a field that it has not."""
+    fields = {**problem.meta, "prompt": problem.prompt, "answer": problem.answer}
+    try:
+        return template.format_map(fields)
+    except (KeyError, IndexError, AttributeError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"sft.completion = {template!r}: cannot be filled ({type(error).__name__}: {error}); the rows have the "
+            f"fields {', '.join(sorted(fields))} (a brace of the text itself is written twice)"
+        ) from error
 
 
 def load_problems(
-    source: Source, *, field: str, reward: RewardSpec, seed: int, dropped: dict[str, int]
+    source: Source,
+    *,
+    field: str,
+    reward: RewardSpec,
+    seed: int,
+    dropped: dict[str, int],
+    key: Callable[[Problem], Hashable] = attrgetter("id"),
 ) -> list[Problem]:
-    """Problems of one source. `dropped` counts the rows left out, by reason. Raises DataError."""
+    """Problems of one source; of those with the same `key` the first. `dropped` counts the rows left out, by reason.
+
+    Raises DataError."""
     rows = load_rows(source, field=field, seed=seed)
-    problems: dict[str, Problem] = {}
+    problems: dict[Hashable, Problem] = {}
     counts: Counter[str] = Counter()
     for index, row in enumerate(rows):
         problem = _problem(row, source, reward=reward, place=f"{field}, row {index + 1}")
         if problem is None:
             counts["empty answer"] += 1
-        elif problem.id in problems:
+        elif key(problem) in problems:
             counts["duplicate"] += 1
         else:
-            problems[problem.id] = problem
+            problems[key(problem)] = problem
     for reason, count in counts.items():
         dropped[reason] = dropped.get(reason, 0) + count
     if not problems:
@@ -104,13 +127,9 @@ def load_rows(source: Source, *, field: str, seed: int) -> Sequence[Mapping[str,
     import datasets
 
     path = Path(source.path)
-    is_file = path.suffix in FILE_FORMATS
-    if is_file and not path.is_file():
-        raise DataError(f"{field}.path = {source.path!r}: no such file (looked in {Path.cwd()}); check the path")
-    if is_file and path.stat().st_size == 0:
-        raise DataError(f"{field}.path = {source.path!r}: the file is empty; give one with rows")
+    kind = _kind(source.path, field=field)
     try:
-        if is_file:
+        if kind == "file":
             read = datasets.load_dataset(FILE_FORMATS[path.suffix], data_files=str(path), split="train")
         elif (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
             read = datasets.load_from_disk(str(path))
@@ -121,9 +140,8 @@ def load_rows(source: Source, *, field: str, seed: int) -> Sequence[Mapping[str,
         remedies = {
             "file": "check that every line is whole",
             "folder": "check the path and the split",
-            "hub id": "check the path, the split and the network",
+            "hub id": f"check the path, the split and the network (there is no folder of this name in {Path.cwd()})",
         }
-        kind = "file" if is_file else "folder" if path.is_dir() else "hub id"
         raise DataError(
             f"{field}.path = {source.path!r}: this {kind} could not be read ({_reason(error)}); {remedies[kind]}"
         ) from error
@@ -137,11 +155,31 @@ def to_dataset(columns: Mapping[str, list[Any]]) -> Any:
     return datasets.Dataset.from_dict(dict(columns))
 
 
+def _kind(name: str, *, field: str) -> Literal["file", "folder", "hub id"]:
+    """What a path names. Raises DataError for a file or folder that is not there or is of no form that is read."""
+    path, place = Path(name), f"{field}.path = {name!r}"
+    if path.suffix in FILE_FORMATS and not path.is_dir():
+        if not path.is_file():
+            raise DataError(f"{place}: no such file (looked in {Path.cwd()}); check the path")
+        if path.stat().st_size == 0:
+            raise DataError(f"{place}: the file is empty; give one with rows")
+        return "file"
+    if path.is_dir():
+        return "folder"
+    if path.is_file() or path.suffix in OTHER_FILES:
+        raise DataError(f"{place}: no file of this kind is read; convert it to one of {', '.join(FILE_FORMATS)}")
+    if name.startswith((".", "/", "~")) or len(path.parts) > 2:
+        raise DataError(f"{place}: no such folder (looked in {Path.cwd()}), and no hub id either; check the path")
+    return "hub id"
+
+
 def _problem(row: Mapping[str, Any], source: Source, *, reward: RewardSpec, place: str) -> Problem | None:
     messages = _messages(row, source, place=place)
     if source.answer_column not in row:
         raise DataError(_no_column(place, "answer_column", source.answer_column, row))
     text = _answer_text(row[source.answer_column], place=place, column=source.answer_column)
+    if not text.strip():
+        return None
     meta = {name: value for name, value in row.items() if name != source.answer_column}
     if source.answer_pattern is not None:
         match = re.search(source.answer_pattern, text, flags=re.DOTALL)
@@ -160,7 +198,9 @@ def _problem(row: Mapping[str, Any], source: Source, *, reward: RewardSpec, plac
         return None
     content = json.dumps([[m.role, m.content] for m in messages] + [text], ensure_ascii=False)
     identity = hashlib.blake2b(content.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
-    return Problem(id=identity, messages=messages, answer=text, reward=reward, meta=meta)
+    return Problem(
+        id=identity, messages=messages, answer=text, reward=reward, meta=meta, prompt_suffix=source.prompt_suffix
+    )
 
 
 def _answer_text(answer: Any, *, place: str, column: str) -> str:
@@ -192,8 +232,17 @@ def _messages(row: Mapping[str, Any], source: Source, *, place: str) -> tuple[Me
         raise DataError(f"{place}: messages must be a list of {{role, content}}; got {turns!r}") from error
     if not messages or not all(isinstance(message.content, str) for message in messages):
         raise DataError(f"{place}: a prompt must be a text; got {turns!r}")
+    if not all(isinstance(message.role, str) and message.role for message in messages):
+        raise DataError(f"{place}: every message needs a role, such as user; got {turns!r}")
     if source.prompt_suffix:
-        messages[-1] = Message(role=messages[-1].role, content=messages[-1].content + source.prompt_suffix)
+        users = [index for index, message in enumerate(messages) if message.role == "user"]
+        if not users:
+            raise DataError(
+                f"{place}: prompt_suffix = {source.prompt_suffix!r} goes to the last user message, and there is none "
+                f"in {turns!r}; drop it or give the row a message of the role user"
+            )
+        asked = messages[users[-1]]
+        messages[users[-1]] = Message(role=asked.role, content=asked.content + source.prompt_suffix)
     return tuple(messages)
 
 
@@ -221,10 +270,6 @@ def _no_column(place: str, field: str, column: str, row: Mapping[str, Any]) -> s
     near = difflib.get_close_matches(column, list(row), n=1)
     hint = f"; did you mean {near[0]!r}?" if near else f"; set {field} to one of {', '.join(map(repr, row))}"
     return f"{place}: there is no column {column!r} ({field}){hint}"
-
-
-def _content(problem: Problem) -> str:
-    return json.dumps([[m.role, " ".join(m.content.split())] for m in problem.messages])
 
 
 def at_most(problems: Iterable[Problem], limit: int, *, seed: int) -> list[Problem]:

@@ -14,8 +14,8 @@ from transformers import PrinterCallback, TrainerCallback, TrainerControl, Train
 
 from grpo.chat import Chat
 from grpo.config import SftConfig
-from grpo.data import to_dataset
-from grpo.errors import ConfigError, DataError, GateError, Interrupted
+from grpo.data import to_dataset, trace_text
+from grpo.errors import DataError, GateError, Interrupted
 from grpo.model import max_positions
 from grpo.policy import Policy
 from grpo.seeds import torch_seed
@@ -160,15 +160,7 @@ class _Gate(TrainerCallback):
 def _dataset(chat: Chat, traces: Sequence[Problem], template: str, *, context_tokens: int | None) -> Any:
     input_ids, labels = [], []
     for problem in traces:
-        fields = {**problem.meta, "prompt": problem.prompt, "answer": problem.answer}
-        try:
-            completion = template.format_map(fields)
-        except (KeyError, IndexError, ValueError) as error:
-            raise ConfigError(
-                f"sft.completion = {template!r}: cannot be filled ({type(error).__name__}: {error}); the rows have the "
-                f"fields {', '.join(sorted(fields))} (a brace of the text itself is written twice)"
-            ) from error
-        ids, learned = chat.trace_ids(problem, completion)
+        ids, learned = chat.trace_ids(problem, trace_text(problem, template))
         if context_tokens is not None and len(ids) > context_tokens:
             raise DataError(
                 f"sft.traces: the trace of problem {problem.id} ({problem.prompt[:60]!r}...) has {len(ids)} tokens, "

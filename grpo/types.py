@@ -38,11 +38,22 @@ class Problem:
     answer: str
     reward: RewardSpec
     meta: Mapping[str, Any] = field(default_factory=dict)
+    prompt_suffix: str = ""  # what the source added to the end of the last user message
 
     @property
     def prompt(self) -> str:
         """The text of the last message: what a verifier or a reader takes for the question."""
         return self.messages[-1].content
+
+    @property
+    def question(self) -> str:
+        """What makes two problems the same one: the user's turns, a line each, without the source's suffix.
+
+        White space is evened out; system turns and the answer do not count. Where no turn is the user's, all do."""
+        turns = [message.content for message in self.messages if message.role == "user"]
+        turns = turns or [message.content for message in self.messages]
+        turns[-1] = turns[-1].removesuffix(self.prompt_suffix)
+        return "\n".join(" ".join(turn.split()) for turn in turns)
 
     def for_verifier(self, *, finished: bool) -> dict[str, Any]:
         """The mapping that rewards see. `finished` is False when the token limit cut the completion."""

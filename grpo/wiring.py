@@ -11,7 +11,7 @@ import torch
 from grpo import checkpoint, practice
 from grpo.chat import Chat
 from grpo.config import RewardConfig, RunConfig
-from grpo.data import ProblemSets, load_problem_sets, load_problems, without
+from grpo.data import ProblemSets, load_problem_sets, load_problems, trace_text, without
 from grpo.errors import ConfigError, DataError
 from grpo.folder import Phase, RunFolder, Start
 from grpo.model import end_token_ids, load_model, load_tokenizer, max_positions
@@ -42,7 +42,7 @@ def opened(
     device = _device(config.run.device)
     sets = load_problem_sets(config.data, reward=reward, seed=config.run.seed)
     _check_column(config.evaluation.by_column, sets.heldout)
-    traces = load_traces(config, sets, reward=reward) if config.sft is not None else []
+    traces = load_traces(config, sets, reward=reward, console=console) if config.sft is not None else []
     RunFolder.check(config, start=start, phases=phases)
     tokenizer = load_tokenizer(config.model)
     model = load_model(config.model, tokenizer=tokenizer, seed=config.run.seed, device=device)
@@ -92,14 +92,26 @@ def _pool(config: RewardConfig) -> Pool:
     return Pool(workers=config.workers, timeout_seconds=config.timeout_seconds, memory_limit_mb=config.memory_limit_mb)
 
 
-def load_traces(config: RunConfig, sets: ProblemSets, *, reward: RewardSpec) -> list[Problem]:
-    """Rows of the cold start, without those whose prompt is held out or validated on."""
-    assert config.sft is not None
+def load_traces(config: RunConfig, sets: ProblemSets, *, reward: RewardSpec, console: Console) -> list[Problem]:
+    """Rows of the cold start, without those whose question is held out or validated on; says what was left out."""
+    sft = config.sft
+    assert sft is not None
     dropped: dict[str, int] = {}
-    traces = load_problems(config.sft.traces, field="sft.traces", reward=reward, seed=config.run.seed, dropped=dropped)
+    traces = load_problems(
+        sft.traces,
+        field="sft.traces",
+        reward=reward,
+        seed=config.run.seed,
+        dropped=dropped,
+        # Several traces of one problem are several things to learn from.
+        key=lambda problem: (problem.id, trace_text(problem, sft.completion)),
+    )
     unseen = without(traces, (*sets.heldout, *sets.validation))
     if not unseen:
         raise DataError("sft.traces: every trace asks a held-out or validation problem; name another source")
+    dropped["in the held-out or validation set"] = len(traces) - len(unseen)
+    left_out = "".join(f"; {count} dropped: {why}" for why, count in dropped.items() if count)
+    console.say(f"{len(unseen)} traces to learn from{left_out}")
     return unseen
 
 

@@ -13,10 +13,13 @@ import datasets
 import pytest
 
 from grpo.config import DataConfig, Source
-from grpo.data import ProblemSets, load_problem_sets, load_problems
+from grpo.data import ProblemSets, load_problem_sets, load_problems, trace_text
 from grpo.errors import DataError
+from grpo.tracking.console import Console
 from grpo.types import Problem
+from grpo.wiring import load_traces
 from rewards import RewardSpec
+from tests.runs import small_run_config
 
 GSM8K = Path(__file__).with_name("data") / "gsm8k_rows.jsonl"
 GSM8K_SOURCE = {
@@ -121,6 +124,16 @@ def test_messages_are_taken_as_they_stand_and_the_suffix_goes_to_the_last(tmp_pa
     assert problem.prompt == "What is 1 + 1? Box it."
 
 
+def test_the_suffix_goes_to_the_last_user_message_whatever_comes_after_it(tmp_path):
+    turns = [{"role": "user", "content": "What is 1 + 1?"}, {"role": "assistant", "content": "<think>"}]
+    source = {"messages_column": "turns", "prompt_suffix": " Box it."}
+    (problem,) = problems_of({"path": write_jsonl(tmp_path / "rows.jsonl", [{"turns": turns, "answer": "2"}])} | source)
+    assert [m.content for m in problem.messages] == ["What is 1 + 1? Box it.", "<think>"]
+    row = {"turns": turns[1:], "answer": "2"}
+    message = refusal({"path": write_jsonl(tmp_path / "other.jsonl", [row])} | source)
+    assert "data.train, row 1: prompt_suffix = ' Box it.' goes to the last user message, and there is none" in message
+
+
 def test_a_verifier_sees_the_row_with_its_answer_its_prompt_and_its_messages(tmp_path):
     (problem,) = problems_of({"path": write_jsonl(tmp_path / "rows.jsonl", ROWS[:1])})
     assert problem.reward == REWARD
@@ -162,6 +175,15 @@ def test_a_row_that_the_pattern_does_not_fit_is_named_with_its_text(tmp_path):
     message = refusal(GSM8K_SOURCE | {"path": path})
     assert message.startswith("data.train, row 2: answer_pattern = ")
     assert message.endswith("finds nothing in '2'; change the pattern or drop the row")
+
+
+@pytest.mark.parametrize("blank", ["", " \n", None])
+def test_a_blank_text_is_an_empty_answer_and_is_never_asked_for_its_pattern(tmp_path, blank):
+    rows = [{"question": "q", "answer": "a\n#### 1"}, {"question": "r", "answer": blank}]
+    dropped: dict[str, int] = {}
+    found = problems_of(GSM8K_SOURCE | {"path": write_jsonl(tmp_path / "rows.jsonl", rows)}, dropped=dropped)
+    assert [p.answer for p in found] == ["1"]
+    assert dropped == {"empty answer": 1}
 
 
 # --- identity, duplicates, answers -----------------------------------------------------------------------------------
@@ -293,6 +315,77 @@ def test_a_held_out_source_that_overlaps_takes_its_problems_out_of_training(tmp_
     assert sets.dropped["in the held-out or validation set"] == 18 - len(sets.train)
 
 
+ASKED_OTHERWISE = {
+    "suffix": ({"prompt_suffix": " Box the answer."}, lambda text: {"prompt": text}),
+    "system turn": (
+        {"messages_column": "turns"},
+        lambda text: {"turns": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": text}]},
+    ),
+    "suffix and begun answer": (
+        {"messages_column": "turns", "prompt_suffix": "\nBox it."},
+        lambda text: {"turns": [{"role": "user", "content": text}, {"role": "assistant", "content": "<think>"}]},
+    ),
+}
+
+
+@pytest.fixture(params=sorted(ASKED_OTHERWISE))
+def asked_otherwise(request, tmp_path) -> dict[str, Any]:
+    """A source with the questions of the first six rows, asked in another way."""
+    fields, row_of = ASKED_OTHERWISE[request.param]
+    rows = [row_of(row["prompt"]) | {"answer": row["answer"]} for row in ROWS[:6]]
+    return {"path": write_jsonl(tmp_path / "otherwise.jsonl", rows)} | fields
+
+
+def test_a_held_out_question_that_is_asked_otherwise_is_not_practised(tmp_path, asked_otherwise):
+    train = {"path": write_jsonl(tmp_path / "train.jsonl", ROWS), "prompt_suffix": " Think first."}
+    sets = sets_of(train, heldout=asked_otherwise, heldout_problems=100, validation_problems=2)
+    assert len(sets.heldout) == 6
+    practised = {p.question for p in (*sets.train, *sets.validation)}
+    assert practised == {row["prompt"] for row in ROWS[6:]}
+
+
+def test_traces_of_held_out_questions_that_are_asked_otherwise_are_left_out_and_counted(
+    tmp_path, capsys, asked_otherwise
+):
+    rows = write_jsonl(tmp_path / "train.jsonl", ROWS)
+    config = small_run_config(
+        tmp_path,
+        **{
+            "data": {"train": {"path": rows}, "heldout_problems": 6, "validation_problems": 5},
+            "sft": {"traces": asked_otherwise, "max_steps": 1},
+        },
+    )
+    sets = load_problem_sets(config.data, reward=REWARD, seed=config.run.seed)
+    traces = load_traces(config, sets, reward=REWARD, console=Console(num_steps=1))
+    unseen = {row["prompt"] for row in ROWS[:6]} - {p.question for p in (*sets.heldout, *sets.validation)}
+    assert {p.question for p in traces} == unseen
+    assert 0 < len(unseen) < 6
+    said = f"{len(unseen)} traces to learn from; {6 - len(unseen)} dropped: in the held-out or validation set"
+    assert said in capsys.readouterr().out
+
+
+def test_several_traces_of_one_problem_are_all_learned_and_the_same_trace_once(tmp_path, capsys):
+    rows = [
+        {"prompt": "What is 1 + 1?", "answer": "2", "solution": "count", "source": 1},
+        {"prompt": "What is 1 + 1?", "answer": "2", "solution": "add", "source": 2},
+        {"prompt": "What is 1 + 1?", "answer": "2", "solution": "count", "source": 3},
+        {"prompt": "What is 1 + 2?", "answer": "", "solution": "add", "source": 4},
+    ]
+    config = small_run_config(
+        tmp_path,
+        **{
+            "data": {"train": {"path": write_jsonl(tmp_path / "train.jsonl", ROWS[10:])}, "validation_problems": 3},
+            "data.heldout_problems": 3,
+            "sft": {"traces": {"path": write_jsonl(tmp_path / "traces.jsonl", rows)}, "max_steps": 1},
+            "sft.completion": "{solution}: {answer}",
+        },
+    )
+    sets = load_problem_sets(config.data, reward=REWARD, seed=config.run.seed)
+    traces = load_traces(config, sets, reward=REWARD, console=Console(num_steps=1))
+    assert [trace_text(trace, "{solution}") for trace in traces] == ["count", "add"]
+    assert "2 traces to learn from; 1 dropped: duplicate; 1 dropped: empty answer" in capsys.readouterr().out
+
+
 def test_a_held_out_source_is_cut_to_the_number_asked_for_by_the_seed(tmp_path):
     train = {"path": write_jsonl(tmp_path / "train.jsonl", ROWS)}
     heldout = {"path": write_jsonl(tmp_path / "test.jsonl", [{"prompt": f"o{n}", "answer": "1"} for n in range(9)])}
@@ -363,6 +456,11 @@ def test_a_split_that_leaves_nothing_to_practise_is_refused_with_the_numbers(tmp
             "messages must be a list of {role, content}; got [{'content': 'x'}]",
         ),
         (
+            [{"prompt": [{"role": None, "content": "x"}], "answer": "1"}],
+            {"messages_column": "prompt"},
+            "data.train, row 1: every message needs a role, such as user; got [{'role': None, 'content': 'x'}]",
+        ),
+        (
             [{"prompt": "a", "answer": ""}],
             {},
             "no problem is left (1 with empty answer); check the file and the columns",
@@ -414,6 +512,21 @@ def test_a_hub_id_that_cannot_be_reached_is_a_data_error(monkeypatch):
     monkeypatch.setattr("datasets.load_dataset", no_network)
     message = refusal({"path": "someone/rows"})
     assert "this hub id could not be read (ConnectionError: no route to the hub); check the path, the split" in message
+    assert "(there is no folder of this name in " in message
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "data/rows.csv", "rows.txt", "rows.jsonl.gz"])
+def test_a_file_of_another_kind_is_named_as_one_with_the_kinds_that_are_read(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    message = refusal({"path": name})
+    expected = "no file of this kind is read; convert it to one of .jsonl, .json, .parquet"
+    assert message == f"data.train.path = {name!r}: {expected}"
+
+
+@pytest.mark.parametrize("name", ["./rows", "../rows", "/nowhere/rows", "~/rows", "data/sets/rows"])
+def test_a_folder_that_is_not_there_is_no_hub_id(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    assert f"data.train.path = {name!r}: no such folder (looked in {tmp_path})" in refusal({"path": name})
 
 
 @pytest.mark.parametrize(
