@@ -31,7 +31,9 @@ class Expected:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a profile is. Tiers count finished problems only; rollouts count every attempt."""
+    """How far a profile is. Tiers count finished problems only; rollouts count every attempt.
+
+    `num_without_tier` are the finished problems of which no rollout has a value."""
 
     num_problems: int
     num_finished: int
@@ -39,6 +41,7 @@ class Progress:
     num_without_value: int
     most_rollouts_left: int
     tiers: dict[Tier, int]
+    num_without_tier: int
 
 
 def wave_boundaries(first_rollouts: int, *, max_rollouts: int, wave_growth: int) -> tuple[int, ...]:
@@ -173,19 +176,23 @@ class SequentialProfile:
             )
         return Expected(typical=typical, most=most)
 
-    def progress(self) -> Progress:
-        """Counts so far; finished problems are labelled with the default rules of `tier_table`."""
+    def progress(self, *, relabel_rollouts: int = 32, trivial_rate: float = 1.0) -> Progress:
+        """Counts so far; finished problems are labelled as `tier_table` would by the same rules.
+
+        Raises ValueError on a trivial_rate outside (0, 1]."""
         finished = np.flatnonzero(self._targets == 0)
         first_rollouts = self.boundaries[0]
-        labels = Counter(
+        rows = [
             label(
                 self.problem_ids[index],
                 self._attempts[index],
                 first_rollouts=first_rollouts,
-                relabel_rollouts=max(32, first_rollouts),
-            ).tier
+                relabel_rollouts=max(relabel_rollouts, first_rollouts),
+                trivial_rate=trivial_rate,
+            )
             for index in finished
-        )
+        ]
+        labels = Counter(row.tier for row in rows if row is not None)
         num_rollouts = sum(attempts.num_recorded for attempts in self._attempts)
         return Progress(
             num_problems=len(self.problem_ids),
@@ -194,6 +201,7 @@ class SequentialProfile:
             num_without_value=sum(attempts.num_without_value for attempts in self._attempts),
             most_rollouts_left=self.expected_rollouts().most,
             tiers={tier: labels[tier] for tier in TIERS},
+            num_without_tier=rows.count(None),
         )
 
     def _target(self, attempts: Attempts) -> int:

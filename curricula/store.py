@@ -46,7 +46,7 @@ class TierRow:
     low, high                   fixed: Clopper-Pearson on the first ones; first_success: inverse binomial;
                                 exhausted: one-sided, 0 of num_rollouts
     mean_tokens                 over the attempts up to the last counted one, those without a value too
-    pass_at_1, pass_at_8        from the first rollouts; None where there are too few of them"""
+    pass_at_1, pass_at_8        from the first rollouts; the latter None where there are too few of them"""
 
     problem_id: str
     num_rollouts: int
@@ -54,11 +54,11 @@ class TierRow:
     first_success_attempt: int | None
     stopping_rule: StoppingRule
     tier: Tier
-    estimate: float | None
+    estimate: float
     low: float
     high: float
-    mean_tokens: float | None
-    pass_at_1: float | None
+    mean_tokens: float
+    pass_at_1: float
     pass_at_8: float | None
 
 
@@ -159,11 +159,11 @@ def tier_table(
     trivial_rate: float = 1.0,
     confidence: float = 0.95,
 ) -> list[TierRow]:
-    """One row for each problem in the store, sorted by id, each labelled by what the store holds of it.
+    """A row for each problem in the store of which a rollout has a value, sorted by id.
 
     While a profile is unfinished its rows say what is known so far: `num_rollouts` tells how much that is.
     Raises ValueError as `label`."""
-    return [
+    rows = (
         label(
             problem_id,
             attempts,
@@ -173,7 +173,8 @@ def tier_table(
             confidence=confidence,
         )
         for problem_id, attempts in sorted(store.attempts().items())
-    ]
+    )
+    return [row for row in rows if row is not None]
 
 
 def label(
@@ -184,8 +185,8 @@ def label(
     relabel_rollouts: int = 32,
     trivial_rate: float = 1.0,
     confidence: float = 0.95,
-) -> TierRow:
-    """Tier and statistics of one problem.
+) -> TierRow | None:
+    """Tier and statistics of one problem; None where no rollout has a value: nothing says how hard it is.
 
     trivial: a share of at least `trivial_rate` of the first rollouts is right; moderate: some of them are, or the first
     success comes at rollout <= relabel_rollouts (p = 0.1 fails 8 times in 43 % of cases, 32 times in 3.4 %);
@@ -200,6 +201,8 @@ def label(
             f"labels need 1 <= first_rollouts <= relabel_rollouts; got {first_rollouts} and {relabel_rollouts}"
         )
     outcomes = attempts.settled()
+    if not outcomes:
+        return None
     num_first = min(len(outcomes), first_rollouts)
     num_first_correct = outcomes[:num_first].count(RIGHT)
     num_until_success = outcomes.find(RIGHT) + 1  # 0: no success
@@ -214,7 +217,7 @@ def label(
         low, high = first_success_interval(num_until_success, confidence=confidence)
     else:
         rule, num_counted, tier = "exhausted", len(outcomes), Tier.unsolved
-        low, high = no_success_interval(num_counted, confidence=confidence) if num_counted else (0.0, 1.0)
+        low, high = no_success_interval(num_counted, confidence=confidence)
     num_attempts = attempts.first_unseen if rule == "exhausted" else attempts.attempts_until(num_counted)
     return TierRow(
         problem_id=problem_id,
@@ -223,11 +226,11 @@ def label(
         first_success_attempt=attempts.attempts_until(num_until_success) - 1 if num_until_success else None,
         stopping_rule=rule,
         tier=tier,
-        estimate=num_first_correct / num_first if num_first else None,
+        estimate=num_first_correct / num_first,
         low=low,
         high=high,
-        mean_tokens=sum(attempts.num_tokens[:num_attempts]) / num_attempts if num_attempts else None,
-        pass_at_1=pass_at_k(num_first, num_first_correct, 1) if num_first else None,
+        mean_tokens=sum(attempts.num_tokens[:num_attempts]) / num_attempts,
+        pass_at_1=pass_at_k(num_first, num_first_correct, 1),
         pass_at_8=pass_at_k(num_first, num_first_correct, 8) if num_first >= 8 else None,
     )
 

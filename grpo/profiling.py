@@ -1,7 +1,8 @@
 """Difficulty profiling of the training problems: pass@8, then up to pass@512 where needed, into tiers.
 
-Which attempts are drawn next is `curricula.SequentialProfile`'s decision; what was drawn is in its store at once, so a
-killed profile goes on where it was, with the same attempts and the same noise."""
+Which attempts are drawn next is `curricula.SequentialProfile`'s decision. They are drawn in waves, and a wave is in its
+store once it is drawn and judged: a killed profile loses the wave that it was at, at most twice `max_rows` rollouts,
+and draws it again with the same noise."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -9,24 +10,30 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from curricula import TIERS, ProfileStore, SequentialProfile, Tier, TierRow, tier_table
+from curricula import TIERS, Draw, ProfileStore, SequentialProfile, Tier, TierRow, tier_table
 from curricula import Progress as ProfileProgress
 from grpo.config import ProfileConfig
 from grpo.errors import Interrupted, RunFolderError
 from grpo.folder import named_disk_errors, write_json
 from grpo.rollout import Attempts, Rollouts, check_lost, lost_verdicts
-from grpo.types import Problem
+from grpo.types import Group, Problem
 
 STORE, TIERS_FILE = "attempts.jsonl", "tiers.json"
+BATCHES_PER_WAVE = 2
+"""Sampler batches in a wave: rows that finish are replaced and only the last ones run half empty, while a kill or a
+Ctrl-C costs no more than this."""
 
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """Labels of the profiled problems, and what they cost."""
+    """Labels of the profiled problems, and what they cost.
+
+    A problem of which no rollout has a verdict with a value has no tier; `num_without_tier` counts them."""
 
     tiers: dict[str, Tier]
     num_rollouts: int
     counts: dict[str, int]
+    num_without_tier: int
 
 
 def profile(
@@ -44,6 +51,7 @@ def profile(
 ) -> Profile:
     """Profile `problems` at `temperature`, going on from what `folder` holds, and write the tier table.
 
+    A wave that loses more verdicts than allowed leaves nothing in the store: mended, the reward judges it again.
     Raises Interrupted when `should_stop` says so, RewardError when more verdicts are lost than allowed, RunFolderError
     when the store is of another policy or setting (`fingerprint`) or cannot be read."""
     by_id = {problem.id: problem for problem in problems}
@@ -51,26 +59,18 @@ def profile(
         sequence = SequentialProfile(
             list(by_id), first_rollouts=config.first_rollouts, max_rollouts=config.max_rollouts, store=store
         )
-        on_progress(sequence.progress())
+        on_progress(_progress(sequence, config))
         lost, num_verdicts = Counter[str](), 0
-        # Several sampler batches a wave: rows that finish are replaced, and only the last few run half empty.
-        while draws := sequence.next_wave(8 * max_rows):
-            attempts = [
-                Attempts(problem=by_id[d.problem_id], first_attempt=d.first_attempt, num_rollouts=d.num_rollouts)
-                for d in draws
-            ]
+        while draws := sequence.next_wave(BATCHES_PER_WAVE * max_rows):
+            attempts = [_attempts(draw, by_id) for draw in draws]
             groups = rollouts.run(attempts, temperature=temperature, phase="profile", step=0).groups
             lost += lost_verdicts(groups)
             num_verdicts += sum(len(group.rewards) for group in groups)
-            for group in groups:
-                sequence.observe(
-                    group.problem.id,
-                    group.rollouts[0].attempt,
-                    group.correct,
-                    [rollout.num_actions for rollout in group.rollouts],
-                )
-            on_progress(sequence.progress())
+            # Before the wave is stored: a verdict that a broken reward lost would count as drawn for ever.
             check_lost(lost, num_verdicts=num_verdicts, max_error_fraction=max_error_fraction, place="profile")
+            for group in groups:
+                _observe(sequence, group)
+            on_progress(_progress(sequence, config))
             if should_stop():
                 raise Interrupted(
                     f"stopped while profiling; every verdict is in {folder / STORE}: add --resume to go on"
@@ -82,10 +82,34 @@ def profile(
         tiers={row.problem_id: row.tier for row in rows},
         num_rollouts=num_rollouts,
         counts={str(tier): counts[tier] for tier in TIERS},
+        num_without_tier=len(by_id) - len(rows),
     )
-    table = {"tiers": result.counts, "num_rollouts": num_rollouts, "temperature": temperature}
-    write_json(folder / TIERS_FILE, table | {"rows": [asdict(row) for row in rows]})
+    table = {
+        "tiers": result.counts,
+        "num_without_tier": result.num_without_tier,
+        "num_rollouts": num_rollouts,
+        "temperature": temperature,
+        "rows": [asdict(row) for row in rows],
+    }
+    write_json(folder / TIERS_FILE, table)
     return result
+
+
+def _attempts(draw: Draw, by_id: Mapping[str, Problem]) -> Attempts:
+    return Attempts(problem=by_id[draw.problem_id], first_attempt=draw.first_attempt, num_rollouts=draw.num_rollouts)
+
+
+def _observe(sequence: SequentialProfile, group: Group) -> None:
+    sequence.observe(
+        group.problem.id,
+        group.rollouts[0].attempt,
+        group.correct,
+        [rollout.num_actions for rollout in group.rollouts],
+    )
+
+
+def _progress(sequence: SequentialProfile, config: ProfileConfig) -> ProfileProgress:
+    return sequence.progress(relabel_rollouts=config.relabel_rollouts, trivial_rate=config.trivial_rate)
 
 
 def _opened(path: Path, *, fingerprint: Mapping[str, Any]) -> ProfileStore:

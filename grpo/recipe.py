@@ -155,6 +155,11 @@ def run_profile(run: Run) -> None:
     )
     counts = ", ".join(f"{tier} {count}" for tier, count in result.counts.items())
     run.console.say(f"profile: {counts}; {result.num_rollouts} rollouts")
+    if result.num_without_tier:
+        run.console.say(
+            f"profile: {result.num_without_tier} problems got no verdict with a value and so no tier; they are not "
+            "practised by tier (try the reward with `grpo score`; `grpo profile --fresh` asks it again)"
+        )
     run.folder.mark("profile", finished=True)
 
 

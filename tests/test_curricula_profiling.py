@@ -123,16 +123,27 @@ def test_rollouts_without_a_value_are_drawn_again_and_never_counted(store):
     assert profile.progress().num_without_value == 2
 
 
-def test_a_verifier_that_never_gives_a_value_ends_the_problem_at_the_cap(store):
+def test_a_verifier_that_never_gives_a_value_ends_the_problem_at_the_cap_without_a_tier(store):
     profile = SequentialProfile(["a", "b"], max_redraws=5, store=store)
     while draws := profile.next_wave(64):
         for draw in draws:
             profile.observe(draw.problem_id, draw.first_attempt, [None] * draw.num_rollouts, [1] * draw.num_rollouts)
-    rows = tier_table(store)
-    assert profile.progress().num_rollouts == 2 * (8 + 5)
-    assert [(row.tier, row.num_rollouts, row.estimate, row.low, row.high) for row in rows] == [
-        (Tier.unsolved, 0, None, 0.0, 1.0)
-    ] * 2
+    assert tier_table(store) == []
+    progress = profile.progress()
+    assert progress.num_rollouts == 2 * (8 + 5)
+    assert (progress.num_finished, progress.num_without_tier, sum(progress.tiers.values())) == (2, 2, 0)
+
+
+def test_progress_counts_tiers_by_the_rules_it_is_given(store):
+    profile = SequentialProfile(["a", "b"], store=store)
+    profile.observe("a", 0, [True] * 7 + [False], [1] * 8)
+    profile.observe("b", 0, [False] * 8, [1] * 8)
+    profile.observe("b", 8, [False] * 7 + [True], [1] * 8)
+    assert profile.progress().tiers == {Tier.trivial: 0, Tier.moderate: 2, Tier.extreme: 0, Tier.unsolved: 0}
+    asked = profile.progress(relabel_rollouts=8, trivial_rate=0.8).tiers
+    assert asked == {Tier.trivial: 1, Tier.moderate: 0, Tier.extreme: 1, Tier.unsolved: 0}
+    table = tier_table(store, relabel_rollouts=8, trivial_rate=0.8)
+    assert [row.tier for row in table] == [Tier.trivial, Tier.extreme]
 
 
 def test_a_killed_profile_goes_on_where_it_stopped_and_ends_with_the_same_table_and_bill(tmp_path):

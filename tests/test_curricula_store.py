@@ -150,6 +150,14 @@ def test_labels_and_intervals_follow_the_stopping_rule(tmp_path, correct, tier, 
     assert row.mean_tokens == pytest.approx((num_counted - 1) / 2)
 
 
+@pytest.mark.parametrize("first_attempt", [0, 4])
+def test_a_problem_of_which_nothing_is_known_has_no_tier(tmp_path, first_attempt):
+    correct = (None, None) if first_attempt == 0 else (True, False)  # behind a gap nothing is settled
+    with ProfileStore.open(tmp_path / "p", fingerprint={}) as store:
+        store.append([Record("a", first_attempt, correct, (1, 1)), Record("b", 0, (False,), (1,))])
+        assert [(row.problem_id, row.tier) for row in tier_table(store)] == [("b", Tier.unsolved)]
+
+
 def test_the_trivial_rate_is_an_option(tmp_path):
     with ProfileStore.open(tmp_path / "p", fingerprint={}) as store:
         store.append([Record("a", 0, (True,) * 7 + (False,), (1,) * 8)])

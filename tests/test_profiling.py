@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from grpo.rollout import Rollouts
 from tests.runs import grpo, read_jsonl, small_run_file
 
 UNIFORM_START = {"sft": None}
@@ -133,3 +134,51 @@ def test_too_many_lost_verdicts_end_the_profile_by_name(tmp_path, capsys):
     said = capsys.readouterr().err
     assert "reward.max_error_fraction = 0.05" in said
     assert "ZeroDivisionError" in said
+
+
+def test_after_a_broken_reward_is_mended_a_resume_gives_the_tiers_of_an_unbroken_run(tmp_path, capsys):
+    expected = profiled(tmp_path / "whole", **judged_by(tmp_path, "float(ord(completion[:1] or '!') % 8 == 0)"))
+    judged = judged_by(tmp_path, "1 / 0")
+    config = small_run_file(tmp_path / "broken", **UNIFORM_START, **judged)
+    run = tmp_path / "broken" / "runs" / "small"
+    for start in ([], *[["--resume"]] * 6):  # more often than a lost verdict is drawn again
+        assert grpo("profile", config, *start) == 6
+        assert "mend it and add --resume" in capsys.readouterr().err
+        assert read_jsonl(run / "profile" / "attempts.jsonl")[1:] == []
+    judged_by(tmp_path, "float(ord(completion[:1] or '!') % 8 == 0)")
+    assert grpo("profile", config, "--resume") == 0
+    assert tiers_of(run) == tiers_of(expected)
+
+
+def test_a_problem_without_a_verdict_has_no_tier_and_is_counted(tmp_path, capsys):
+    run = profiled(tmp_path, **judged_by(tmp_path, "None if problem['id'] < '8' else 1.0"))
+    table = tiers_of(run)
+    judged = {problem_id for problem_id in verdicts_of(run) if problem_id >= "8"}
+    assert {row["problem_id"] for row in table["rows"]} == judged
+    assert table["tiers"] == {"trivial": len(judged), "moderate": 0, "extreme": 0, "unsolved": 0}
+    assert table["num_without_tier"] == 40 - len(judged) > 0
+    said = capsys.readouterr().out
+    assert f"{40 - len(judged)} without a tier" in said
+    assert f"profile: {40 - len(judged)} problems got no verdict with a value and so no tier" in said
+
+
+def test_the_line_of_progress_ends_with_the_tiers_of_the_table(tmp_path, capsys):
+    rules = {"profile.trivial_rate": 0.5, "profile.relabel_rollouts": 4}
+    table = tiers_of(profiled(tmp_path, **rules))
+    assert table["tiers"]["trivial"] * table["tiers"]["extreme"] > 0
+    expected = ", ".join(f"{tier} {count}" for tier, count in table["tiers"].items())
+    last = [line for line in capsys.readouterr().out.splitlines() if "profile: 40/40 problems" in line][-1]
+    assert last.endswith(expected)
+
+
+def test_no_more_than_two_batches_of_the_sampler_are_at_stake_at_a_time(tmp_path, monkeypatch):
+    run, waves = Rollouts.run, []
+
+    def counted(self: Rollouts, attempts: Any, **options: Any) -> Any:
+        waves.append(sum(wanted.num_rollouts for wanted in attempts))
+        return run(self, attempts, **options)
+
+    monkeypatch.setattr(Rollouts, "run", counted)
+    table = tiers_of(profiled(tmp_path, **{"sampling.max_rows": 8}))
+    assert max(waves) == 16
+    assert sum(waves) == table["num_rollouts"]

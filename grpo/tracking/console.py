@@ -38,6 +38,7 @@ class Console:
     def profile_progress(self, progress: ProfileProgress) -> None:
         """How far the profile is, with the tiers so far."""
         tiers = ", ".join(f"{tier} {count}" for tier, count in progress.tiers.items())
+        tiers += f", {progress.num_without_tier} without a tier" if progress.num_without_tier else ""
         self._now_and_then(
             f"profile: {progress.num_finished}/{progress.num_problems} problems, {progress.num_rollouts} rollouts "
             f"(at most {progress.most_rollouts_left} left); {tiers}",
