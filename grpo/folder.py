@@ -47,6 +47,7 @@ class RunFolder:
         self.metrics = path / "metrics.jsonl"
         self.events = path / "events.jsonl"
         self.report = path / "report.html"
+        self.log = path / "logs" / "rank_0.log"
         self.config = path / "config.yaml"
         self._lock = path / ".lock"
         self._fingerprint = path / "fingerprint.json"
@@ -151,7 +152,7 @@ class RunFolder:
     def _artefacts(self) -> dict[Phase, list[Path]]:
         steps = [*self.checkpoints.glob("step_*"), *self.checkpoints.glob("best_*")]
         return {
-            "sft": [self.checkpoints / COLD_START, self.path / "sft"],
+            "sft": [self.checkpoints / COLD_START, self.path / "sft", self.log],
             "profile": [self.profile],
             "train": [*steps, self.rollouts, self.metrics, self.events, self.path / "wandb"],
             "eval": [self.evals],

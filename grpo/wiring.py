@@ -59,12 +59,13 @@ def opened(
         f"{len(fitting['train'])} problems to practise, {len(fitting['validation'])} for validation, "
         f"{len(fitting['heldout'])} held out" + "".join(f"; {n} dropped: {why}" for why, n in sets.dropped.items())
     )
+    sampler = NativeSampler(policy, config.sampling, end_token_ids=chat.end_token_ids, tokenizer=tokenizer)
     with ExitStack() as stack:
         folder = stack.enter_context(RunFolder.opened(config, start=start, phases=phases))
+        console.log_to(folder.log)
         pool = stack.enter_context(_pool(config.reward))
-        tracker = Tracker(folder, config, resumed=start == "resume")
+        tracker = Tracker(folder, config, fresh=start == "fresh", say=console.say)
         stack.callback(tracker.close)
-        sampler = NativeSampler(policy, config.sampling, end_token_ids=chat.end_token_ids, tokenizer=tokenizer)
         rollouts = Rollouts(
             sampler, chat, pool, seed=config.run.seed, success_threshold=config.reward.success_threshold
         )

@@ -3,16 +3,20 @@
 import json
 import math
 import struct
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from curricula import Progress
 from grpo.errors import DiskError
 from grpo.folder import RunFolder
 from grpo.tracking import tracker as tracking
+from grpo.tracking.console import Console
 from grpo.tracking.metrics import rollout_rows
 from grpo.tracking.tracker import Tracker
 from grpo.types import Group, Message, Problem, Rollout, StopReason
@@ -29,7 +33,7 @@ def folder(tmp_path) -> RunFolder:
 
 
 def tracker_of(folder: RunFolder, **changes: Any) -> Tracker:
-    return Tracker(folder, small_run_config(folder.path, **changes), resumed=False)
+    return Tracker(folder, small_run_config(folder.path, **changes), fresh=False, say=print)
 
 
 def test_a_step_is_one_line_and_what_is_not_finite_is_null(folder):
@@ -227,21 +231,193 @@ def test_auto_is_online_where_a_key_is_found_and_offline_elsewhere(folder, no_wa
     import wandb
 
     asked: dict[str, Any] = {}
-    monkeypatch.setattr(wandb, "init", lambda **options: asked.update(options))
+
+    def init(**options: Any) -> WandbRun:
+        asked.update(options)
+        return WandbRun()
+
+    monkeypatch.setattr(wandb, "init", init)
     if key == "environment":
         monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     elif key is not None:
         host = tracking.WANDB_HOST if key == "netrc" else "example.org"
         no_wandb_key.write_text(f"machine {host}\n  login user\n  password {'0' * 40}\n")
         no_wandb_key.chmod(0o600)
-    tracker_of(folder, **{"tracking.wandb": "auto"})
+    tracker_of(folder, **{"tracking.wandb": "auto"}).log(1, {"a": 1})
     assert asked["mode"] == mode
     assert (asked["id"], asked["project"], asked["dir"]) == ("small", "grpo", str(folder.path))
     assert asked["config"]["train"]["steps"] == 8
 
 
-def test_off_never_imports_wandb(folder, monkeypatch):
-    import sys
+class WandbRun:
+    """What `wandb.init` gives; `broken` names the method that raises."""
 
+    def __init__(self, broken: str = "") -> None:
+        self.broken = broken
+        self.steps: list[int] = []
+
+    def log(self, metrics: dict[str, float], *, step: int) -> None:
+        if self.broken == "log" and step == 2:
+            raise ConnectionError("the service\nis gone")
+        self.steps.append(step)
+
+    def finish(self) -> None:
+        if self.broken == "finish":
+            raise TimeoutError("still sending")
+
+
+@pytest.fixture
+def wandb_with(monkeypatch, no_wandb_key):
+    """Puts a wandb in place that fails as asked; returns the runs it gave and the modes it was asked for."""
+
+    def put(*, refused: tuple[str, ...] = (), broken: str = "") -> tuple[list[WandbRun], list[dict[str, Any]]]:
+        runs: list[WandbRun] = []
+        asked: list[dict[str, Any]] = []
+
+        def init(**options: Any) -> WandbRun:
+            asked.append(options)
+            if options["mode"] in refused:
+                raise RuntimeError(f"no way\nto be {options['mode']}")
+            runs.append(WandbRun(broken))
+            return runs[-1]
+
+        monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
+        return runs, asked
+
+    return put
+
+
+def logged(folder: RunFolder, mode: str) -> None:
+    """Three steps and the end, as a run has them."""
+    tracker = tracker_of(folder, **{"tracking.wandb": mode})
+    for step in (1, 2, 3):
+        tracker.log(step, {"a": step})
+    tracker.close()
+    assert [row["step"] for row in read_jsonl(folder.metrics)] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("mode", ["online", "offline", "auto"])
+def test_a_wandb_that_cannot_begin_is_one_line_and_the_run_goes_on(folder, wandb_with, capsys, mode):
+    _, asked = wandb_with(refused=("online", "offline"))
+    logged(folder, mode)
+    (line,) = capsys.readouterr().out.splitlines()
+    tried = "offline" if mode == "auto" else mode
+    assert line == f"wandb cannot begin a run {tried} (RuntimeError: no way to be {tried}); {tracking.GO_ON}"
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize(("refused", "modes"), [(("online",), "offline"), (("online", "offline"), None)])
+def test_auto_with_a_key_and_no_network_falls_back_to_offline(folder, wandb_with, monkeypatch, capsys, refused, modes):
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    runs, asked = wandb_with(refused=refused)
+    logged(folder, "auto")
+    assert [options["mode"] for options in asked] == ["online", "offline"]
+    assert [run.steps for run in runs] == ([[1, 2, 3]] if modes else [])
+    first, *rest = capsys.readouterr().out.splitlines()
+    assert first == "wandb cannot begin a run online (RuntimeError: no way to be online); trying wandb offline"
+    assert len(rest) == (0 if modes else 1)
+
+
+def test_a_wandb_that_cannot_be_imported_is_one_line_and_the_run_goes_on(folder, no_wandb_key, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    logged(folder, "offline")
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("wandb cannot begin a run offline (ModuleNotFoundError: ")
+
+
+@pytest.mark.parametrize(("broken", "steps"), [("log", [1]), ("finish", [1, 2, 3])])
+def test_a_wandb_that_fails_on_the_way_is_one_line_and_the_run_goes_on(folder, wandb_with, capsys, broken, steps):
+    runs, asked = wandb_with(broken=broken)
+    logged(folder, "offline")
+    assert [run.steps for run in runs] == [steps]
+    assert len(asked) == 1
+    (line,) = capsys.readouterr().out.splitlines()
+    expected = {
+        "log": "wandb does not take metrics any more (ConnectionError: the service is gone); ",
+        "finish": "wandb did not end its run (TimeoutError: still sending); ",
+    }
+    assert line == expected[broken] + tracking.GO_ON
+
+
+@pytest.mark.parametrize("content", [b"machine\n", b"nonsense here\n", b"\xff\xfe\x00"])
+def test_a_netrc_that_cannot_be_read_is_one_line_and_wandb_is_offline(
+    folder, wandb_with, no_wandb_key, capsys, content
+):
+    no_wandb_key.write_bytes(content)
+    runs, asked = wandb_with()
+    logged(folder, "auto")
+    assert [options["mode"] for options in asked] == ["offline"]
+    assert [run.steps for run in runs] == [[1, 2, 3]]
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"wandb: {no_wandb_key} cannot be read (")
+
+
+def test_wandb_is_opened_by_the_first_metrics_and_by_nothing_else(folder, wandb_with):
+    _, asked = wandb_with()
+    tracker = tracker_of(folder, **{"tracking.wandb": "offline"})
+    tracker.event(1, "stage", {})
+    tracker.rollouts(1, [{"step": 1}])
+    tracker.load_state_dict(tracker.state_dict())
+    tracker.close()
+    assert asked == []
+
+
+@pytest.mark.parametrize(("fresh", "resume"), [(False, "allow"), (True, None)])
+def test_a_run_that_wandb_knows_is_gone_on_with_unless_it_begins_afresh(folder, wandb_with, fresh, resume):
+    _, asked = wandb_with()
+    config = small_run_config(folder.path, **{"tracking.wandb": "offline"})
+    Tracker(folder, config, fresh=fresh, say=print).log(1, {"a": 1})
+    assert asked[0]["resume"] == resume
+
+
+def test_events_of_what_is_done_again_are_taken_out_and_the_others_stay(folder):
+    tracker = tracker_of(folder)
+    tracker.forget_events("evaluation")  # where there is none
+    for name in ("stage", "evaluation", "best"):
+        tracker.event(1, name, {"a": 0.1})
+    tracker.forget_events("evaluation")
+    assert [event["event"] for event in read_jsonl(folder.events)] == ["stage", "best"]
+
+
+def test_off_never_imports_wandb(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     tracker_of(folder).log(1, {"a": 1})
+
+
+# --- the console ------------------------------------------------------------------------------------------------------
+
+
+def test_the_runs_log_holds_every_line_those_before_its_folder_was_known_included(tmp_path, capsys):
+    for line in ("first", "second"):
+        console = Console(num_steps=1)
+        console.say(f"{line}: before")
+        console.log_to(tmp_path / "logs" / "rank_0.log")
+        console.say(f"{line}: after [bold]")
+    lines = (tmp_path / "logs" / "rank_0.log").read_text(encoding="utf-8").splitlines()
+    assert [line.split("  ", 1)[1] for line in lines] == [
+        "first: before",
+        "first: after [bold]",
+        "second: before",
+        "second: after [bold]",
+    ]
+    assert capsys.readouterr().out.count("\n") == 4
+
+
+def test_a_line_that_moves_on_a_terminal_is_in_the_log_now_and_then(tmp_path, monkeypatch):
+    console = Console(num_steps=1)
+    monkeypatch.setattr(type(console._rich), "is_terminal", True)
+    console.log_to(tmp_path / "logs" / "rank_0.log")
+    progress = {"num_rollouts": 0, "num_without_value": 0, "most_rollouts_left": 0, "tiers": {}, "num_without_tier": 0}
+    for num_finished in range(11):
+        console.profile_progress(Progress(num_problems=10, num_finished=num_finished, **progress))
+    lines = (tmp_path / "logs" / "rank_0.log").read_text(encoding="utf-8").splitlines()
+    assert ["0/10" in lines[0], "10/10" in lines[-1], len(lines)] == [True, True, 2]
+
+
+def test_a_full_disk_of_the_log_is_named(tmp_path):
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "rank_0.log").symlink_to("/dev/full")
+    console = Console(num_steps=1)
+    console.log_to(tmp_path / "logs" / "rank_0.log")
+    with pytest.raises(DiskError, match=r"rank_0\.log: No space left on device"):
+        console.say("a line")

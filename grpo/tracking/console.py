@@ -1,11 +1,13 @@
 """What a run says in the terminal: lines, a bar while something long is counted, and the table at the end.
 
-On a terminal the bars move in place; in a log file they are plain lines, one now and then."""
+On a terminal the bars move in place; in a log file they are plain lines, one now and then. Every line that stays is in
+the run's own log too, once its folder is known."""
 
 import json
 import math
 import time
 from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from curricula import Progress as ProfileProgress
+from grpo.folder import named_disk_errors
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -28,12 +31,22 @@ class Console:
         self._first_step: int | None = None
         self._spoke = 0.0
         self._line_is_open = False  # a line that moves in place stands on the terminal, without its end
+        self._log: Path | None = None
+        self._unlogged: list[str] = []  # said before there was a log
+
+    def log_to(self, path: Path) -> None:
+        """Add every line to the file at `path`, those that were said before included. Raises DiskError."""
+        with named_disk_errors(path):
+            path.parent.mkdir(exist_ok=True)
+        self._log = path
+        self._append_to_log()
 
     def say(self, line: str) -> None:
         """One line that stays."""
         self._end_line()
         elapsed = time.monotonic() - self._started
         self._rich.print(f"[dim]{elapsed:6.0f} s[/dim]  {escape(line)}", markup=True)
+        self._keep(line)
 
     def profile_progress(self, progress: ProfileProgress) -> None:
         """How far the profile is, with the tiers so far."""
@@ -84,17 +97,31 @@ class Console:
         self._rich.print(f"report: {report}")
 
     def _now_and_then(self, line: str, *, last: bool) -> None:
+        due = last or time.monotonic() - self._spoke >= SECONDS_BETWEEN_LINES
+        if due:
+            self._spoke = time.monotonic()
         if not self._rich.is_terminal:
-            if last or time.monotonic() - self._spoke >= SECONDS_BETWEEN_LINES:
-                self._spoke = time.monotonic()
+            if due:
                 self.say(line)
             return
         # Past rich, which strips the return to the line's beginning; a longer line would wrap and stay.
         self._rich.file.write(f"\r\x1b[2K{line[: self._rich.width - 1]}")
         self._rich.file.flush()
         self._line_is_open = True
+        if due:
+            self._keep(line)
         if last:
             self._end_line()
+
+    def _keep(self, line: str) -> None:
+        self._unlogged.append(f"{datetime.now().isoformat(sep=' ', timespec='seconds')}  {line}\n")
+        self._append_to_log()
+
+    def _append_to_log(self) -> None:
+        if self._log is not None:
+            with named_disk_errors(self._log), self._log.open("a", encoding="utf-8", errors="replace") as file:
+                file.writelines(self._unlogged)
+            self._unlogged.clear()
 
     def _end_line(self) -> None:
         if self._line_is_open:

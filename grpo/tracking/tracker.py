@@ -1,50 +1,65 @@
 """Where a run's numbers go: metrics.jsonl and events.jsonl always, wandb where it is asked for, rollouts by step.
 
-The JSONL files belong to the run's state: a checkpoint holds their lengths, and a resume cuts off what came after."""
+The JSONL files belong to the run's state: a checkpoint holds their lengths, and a resume cuts off what came after.
+wandb is a guest: whatever fails in it is said in one line, and the run goes on without it."""
 
 import json
 import math
 import netrc
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from grpo.config import RunConfig, TrackingConfig
-from grpo.folder import RunFolder, named_disk_errors
+from grpo.folder import RunFolder, named_disk_errors, write_text
 
 SECRET = "WANDB_API_KEY"
 WANDB_HOST = "api.wandb.ai"
+TRY_OFFLINE = "trying wandb offline"
+GO_ON = "the run goes on without it, and metrics.jsonl holds every number"
 
 
 class Tracker:
     """Writes a run's metrics, events and rollouts. One process writes."""
 
-    def __init__(self, folder: RunFolder, config: RunConfig, *, resumed: bool) -> None:
+    def __init__(self, folder: RunFolder, config: RunConfig, *, fresh: bool, say: Callable[[str], None]) -> None:
+        """`fresh` begins the wandb run anew where its name is known already. `say` is told what fails in wandb."""
         self._folder = folder
         self._config: TrackingConfig = config.tracking
-        self._wandb = _wandb_run(folder, config, resumed=resumed)
+        self._wandb = None if config.tracking.wandb == "off" else _Wandb(folder, config, fresh=fresh, say=say)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """One line of metrics.jsonl. A number that is not finite is written as null, which JSON has."""
         row = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         _append(self._folder.metrics, {"step": step, **row})
         if self._wandb is not None:
-            self._wandb.log(dict(metrics), step=step)
+            self._wandb.log(step, metrics)
 
     def event(self, step: int, name: str, details: Mapping[str, Any]) -> None:
         """One line of events.jsonl: a stage that begins, a temperature that is chosen, a step without an update."""
         _append(self._folder.events, {"step": step, "event": name, **details})
 
+    def forget_events(self, name: str) -> None:
+        """Take the events of this name out: what they tell of is done again."""
+        path = self._folder.events
+        if not path.is_file():
+            return
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [line for line in lines if json.loads(line)["event"] != name]
+        if len(kept) < len(lines):
+            write_text(path, "".join(kept))
+
     def rollouts(self, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
         """The step's rollouts as a file of their own; the oldest files beyond the limit go."""
         if self._config.rollout_files == 0:
             return
-        self._folder.rollouts.mkdir(exist_ok=True)
         path = self._rollout_file(step)
-        with named_disk_errors(path), path.open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
-        self._rollout_file(step - self._config.rollout_files).unlink(missing_ok=True)
+        with named_disk_errors(path):
+            self._folder.rollouts.mkdir(exist_ok=True)
+            with path.open("w", encoding="utf-8") as file:
+                file.writelines(json.dumps(row) + "\n" for row in rows)
+            self._rollout_file(step - self._config.rollout_files).unlink(missing_ok=True)
 
     def state_dict(self) -> dict[str, int]:
         """Lengths of the files, in bytes, which are on the disk when this returns."""
@@ -58,15 +73,103 @@ class Tracker:
         for name, path in (("metrics", self._folder.metrics), ("events", self._folder.events)):
             # Never longer: a file that someone shortened would be filled up with zero bytes.
             if path.is_file() and path.stat().st_size > state[name]:
-                os.truncate(path, state[name])
+                with named_disk_errors(path):
+                    os.truncate(path, state[name])
 
     def close(self) -> None:
         """End the wandb run, if there is one."""
         if self._wandb is not None:
-            self._wandb.finish()
+            self._wandb.close()
 
     def _rollout_file(self, step: int) -> Path:
         return self._folder.rollouts / f"step_{step:06d}.jsonl"
+
+
+class _Wandb:
+    """A run in wandb that its first metrics open, so that phases without any open none.
+
+    What raises in it is said once, and ends it: the JSONL files hold everything."""
+
+    def __init__(self, folder: RunFolder, config: RunConfig, *, fresh: bool, say: Callable[[str], None]) -> None:
+        self._folder, self._config = folder, config
+        self._fresh, self._say = fresh, say
+        self._run: Any = None
+        self._is_over = False
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        if self._run is None and not self._is_over:
+            self._open()
+        if self._run is None:
+            return
+        try:
+            self._run.log(dict(metrics), step=step)
+        except Exception as error:
+            self._give_up("does not take metrics any more", error)
+
+    def close(self) -> None:
+        if self._run is None:
+            return
+        try:
+            self._run.finish()
+        except Exception as error:
+            self._give_up("did not end its run", error)
+
+    def _open(self) -> None:
+        mode = self._config.tracking.wandb
+        if mode == "online" or (mode == "auto" and self._has_key()):
+            self._try("online", remedy=TRY_OFFLINE if mode == "auto" else GO_ON)
+        if self._run is None and mode != "online":
+            self._try("offline", remedy=GO_ON)
+        self._is_over = self._run is None
+
+    def _try(self, mode: Literal["online", "offline"], *, remedy: str) -> None:
+        try:
+            self._run = self._begun(mode)
+        except Exception as error:  # wandb has a family of its own for keys, networks, services and settings
+            self._say(f"wandb cannot begin a run {mode} ({_in_one_line(error)}); {remedy}")
+
+    def _begun(self, mode: Literal["online", "offline"]) -> Any:
+        import wandb
+
+        # An id that is known is gone on with: phases are run one by one, and a run is resumed.
+        resume: Literal["allow"] | None = None if self._fresh else "allow"
+        return wandb.init(
+            project=self._config.tracking.wandb_project,
+            name=self._config.run.name,
+            id=self._config.run.name,
+            dir=str(self._folder.path),
+            mode=mode,
+            resume=resume,
+            config=self._config.model_dump(mode="json"),
+        )
+
+    def _has_key(self) -> bool:
+        try:
+            return has_key()
+        except (netrc.NetrcParseError, OSError, UnicodeDecodeError) as error:
+            self._say(f"wandb: {netrc_path()} cannot be read ({_in_one_line(error)}); {TRY_OFFLINE}")
+            return False
+
+    def _give_up(self, what: str, error: Exception) -> None:
+        self._run, self._is_over = None, True
+        self._say(f"wandb {what} ({_in_one_line(error)}); {GO_ON}")
+
+
+def has_key() -> bool:
+    """Whether wandb finds a key without asking: in the environment, or where `wandb login` puts it."""
+    if os.environ.get(SECRET):
+        return True
+    path = netrc_path()
+    return path.is_file() and netrc.netrc(path).authenticators(WANDB_HOST) is not None
+
+
+def netrc_path() -> Path:
+    """Where `wandb login` puts a key."""
+    return Path(os.environ.get("NETRC") or Path.home() / ".netrc")
+
+
+def _in_one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def _append(path: Path, row: Mapping[str, Any]) -> None:
@@ -78,30 +181,3 @@ def _synced_bytes(path: Path) -> int:
     with named_disk_errors(path), path.open("rb") as file:
         os.fsync(file.fileno())
         return os.fstat(file.fileno()).st_size
-
-
-def _wandb_run(folder: RunFolder, config: RunConfig, *, resumed: bool) -> Any:
-    mode = config.tracking.wandb
-    if mode == "off":
-        return None
-    import wandb
-
-    if mode == "auto":
-        mode = "online" if _has_key() else "offline"
-    return wandb.init(
-        project=config.tracking.wandb_project,
-        name=config.run.name,
-        id=config.run.name,
-        dir=str(folder.path),
-        mode=mode,
-        resume="allow" if resumed else None,
-        config=config.model_dump(mode="json"),
-    )
-
-
-def _has_key() -> bool:
-    """Whether wandb finds a key without asking: in the environment, or where `wandb login` puts it."""
-    if os.environ.get(SECRET):
-        return True
-    path = Path(os.environ.get("NETRC") or Path.home() / ".netrc")
-    return path.is_file() and netrc.netrc(path).authenticators(WANDB_HOST) is not None
