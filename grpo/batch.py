@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from grpo.losses import Denominators, token_weights
-from grpo.types import Group, Rollout
+from grpo.types import Group, KeptSets, Rollout
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class MicroBatch:
     advantages: Tensor  # [A]
     sampler_logprobs: Tensor  # [A], nats
     weights: Tensor  # [A], share of each token in the update's loss
-    kept: tuple[tuple[int, ...], ...] | None  # [A] kept ids, or None where no rollout was restricted
+    kept: KeptSets | None  # of A tokens, or None where no rollout was restricted
     rollouts: tuple[TrainedRollout, ...]  # B, in row order
 
 
@@ -126,11 +126,7 @@ def _collate(
     )
 
 
-def _kept(rollouts: Sequence[TrainedRollout]) -> tuple[tuple[int, ...], ...] | None:
+def _kept(rollouts: Sequence[TrainedRollout]) -> KeptSets | None:
     if all(r.rollout.kept is None for r in rollouts):
         return None
-    kept: list[tuple[int, ...]] = []
-    for trained in rollouts:
-        sets = trained.rollout.kept or ((),) * len(trained.rollout.token_ids)
-        kept += [ids for ids, action in zip(sets, trained.rollout.action_mask, strict=True) if action]
-    return tuple(kept)
+    return KeptSets.joined(r.rollout.kept or KeptSets.of([()] * r.rollout.num_actions) for r in rollouts)

@@ -3,11 +3,14 @@
 The distribution is softmax(logits / temperature), restricted to the kept set where top-k, top-p or min-p left one.
 The head comes as a callable, so that this file knows no model."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
+
+from grpo.types import KeptSets
 
 Head = Callable[[Tensor], Tensor]  # [A, D] -> logits [A, V]
 
@@ -20,10 +23,10 @@ def tempered(logits: Tensor, *, temperature: Tensor, kept: Tensor | None = None)
     return scaled if kept is None else scaled.masked_fill(~kept, -torch.inf)
 
 
-def kept_mask(kept: Sequence[Sequence[int]], *, vocabulary: int, device: torch.device) -> Tensor:
-    """The kept ids of A tokens as a bool mask [A, V]; an empty list keeps everything."""
-    sizes = torch.tensor([len(ids) for ids in kept], device=device)  # [A]
-    listed = torch.tensor([token for ids in kept for token in ids], dtype=torch.long, device=device)
+def kept_mask(kept: KeptSets, *, vocabulary: int, device: torch.device) -> Tensor:
+    """The kept ids of A tokens as a bool mask [A, V]; an empty set keeps everything."""
+    sizes = torch.from_numpy(np.asarray(kept.offsets)).diff().to(device)  # [A]
+    listed = torch.from_numpy(np.asarray(kept.ids)).to(device).long()  # 4 bytes an id go to the device, not 8
     mask = (sizes == 0).unsqueeze(1).repeat(1, vocabulary)  # [A, V]
     mask[torch.arange(len(kept), device=device).repeat_interleave(sizes), listed] = True
     return mask
@@ -36,18 +39,18 @@ def chunked_logprobs(
     head: Head,
     temperature: Tensor,
     vocabulary: int,
-    kept: Sequence[Sequence[int]] | None = None,
+    kept: KeptSets | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Log-prob of each target and entropy of its distribution, both [A] float32 in nats; the entropy has no gradient.
 
-    `hidden` [A, D] predicts `targets` [A]; `temperature` [A]; `kept` is the kept ids of each token or None.
+    `hidden` [A, D] predicts `targets` [A]; `temperature` [A]; `kept` is of A tokens or None.
     With a gradient, a chunk's logits are computed again in the backward pass instead of being held."""
 
     def of_chunk(
         chunk_hidden: Tensor,
         chunk_targets: Tensor,
         chunk_temperature: Tensor,
-        chunk_kept: Sequence[Sequence[int]] | None,
+        chunk_kept: KeptSets | None,
     ) -> Tensor:
         # The mask is made here, from ids, since checkpointing holds a chunk's arguments until the backward pass.
         mask = None if chunk_kept is None else kept_mask(chunk_kept, vocabulary=vocabulary, device=hidden.device)
@@ -63,7 +66,7 @@ def chunked_logprobs(
     pieces = []
     for start in range(0, len(targets), size):
         stop = start + size
-        chunk_kept = None if kept is None else kept[start:stop]
+        chunk_kept = None if kept is None else kept.part(start, stop)
         arguments = (hidden[start:stop], targets[start:stop], temperature[start:stop], chunk_kept)
         if torch.is_grad_enabled():
             pieces.append(checkpoint(of_chunk, *arguments, use_reentrant=False, preserve_rng_state=False))

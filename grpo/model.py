@@ -35,6 +35,7 @@ CANNOT_BUILD = (
 )
 CANNOT_LOAD = (OSError, SafetensorError, *CANNOT_BUILD)
 ATTENTION_LAYERS = ("full_attention", "sliding_attention")
+ALIBI_MODELS = ("bloom", "mpt")  # Falcon says so in its config
 
 
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
@@ -104,11 +105,31 @@ def max_positions(model: nn.Module) -> int | None:
 def _pretrained(config: ModelConfig) -> PreTrainedModel:
     assert config.path is not None
     try:
-        return AutoModelForCausalLM.from_pretrained(
-            config.path, dtype=DTYPES[config.dtype], attn_implementation=config.attention
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            config.path,
+            dtype=DTYPES[config.dtype],
+            attn_implementation=config.attention,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # reported below, by name
         )
     except CANNOT_LOAD as error:
         raise ConfigError(f"model.path = {config.path!r}: no causal language model could be loaded: {error}") from error
+    model, report = loaded  # a pair, which the types of transformers do not say
+    # transformers draws what a checkpoint lacks at random, and goes on; a tied head is not missing to it.
+    foreign = [f"{name} (missing)" for name in sorted(report["missing_keys"])]
+    foreign += [f"{name} ({list(of)}, not {list(to)})" for name, of, to in sorted(report["mismatched_keys"])]
+    if foreign:
+        raise ConfigError(
+            f"model.path = {config.path!r}: the checkpoint does not fill {type(model).__name__}: {_listed(foreign)}; "
+            "take the folder of a causal language model, whole and with its own config.json"
+        )
+    filled: PreTrainedModel = model
+    return filled
+
+
+def _listed(names: Sequence[str], *, most: int = 5) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def _published(path: str) -> PreTrainedConfig:
@@ -154,11 +175,22 @@ def _built(architecture: PreTrainedConfig, config: ModelConfig) -> PreTrainedMod
 
 def _check(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     _check_vocabulary(_embeddings(model).num_embeddings, tokenizer)
-    layers = getattr(model.config.get_text_config(), "layer_types", None) or []
+    config, name = model.config.get_text_config(), type(model).__name__
+    if "local" in (getattr(config, "attention_layers", None) or []):
+        raise ConfigError(
+            f"model: {name} has local attention layers, whose window the native sampler does not know; take a model "
+            "whose attention layers are all global"
+        )
+    if getattr(config, "alibi", False) or config.model_type in ALIBI_MODELS:
+        raise ConfigError(
+            f"model: {name} weighs attention by distance (alibi), which the native sampler cannot; take a model with "
+            "rotary or learned positions"
+        )
+    layers = getattr(config, "layer_types", None) or []
     foreign = sorted(set(layers) - set(ATTENTION_LAYERS))
     if foreign or model._is_stateful:
         raise ConfigError(
-            f"model: {type(model).__name__}'s layers ({', '.join(foreign) or 'recurrent'}) keep a state that the "
+            f"model: {name}'s layers ({', '.join(foreign) or 'recurrent'}) keep a state that the "
             f"native sampler cannot hold; take a model with layers of type {' or '.join(ATTENTION_LAYERS)} alone"
         )
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from grpo import seeds
 from grpo.chat import Chat
 from grpo.errors import DataError, RewardError
+from grpo.policy import Policy
 from grpo.sampling.protocol import Completion, Request, Sampler
 from grpo.types import Group, Problem, Rollout
 from rewards import Pool, Reward, Status
@@ -42,6 +43,10 @@ class Rollouts:
         self._sampler, self._chat, self._pool = sampler, chat, pool
         self._seed = seed
         self._success_threshold = success_threshold
+
+    def load_weights(self, policy: Policy) -> None:
+        """Sample from this policy's weights as they stand. To be called wherever they have changed."""
+        self._sampler.load_weights(policy)
 
     def run(self, attempts: Sequence[Attempts], *, temperature: float, phase: str, step: int) -> Sampled:
         """A group for each of `attempts`. `phase` and `step` are part of every noise key.
@@ -146,7 +151,7 @@ def _rollout(request: Request, completion: Completion, *, wanted: Attempts, step
         token_ids=request.prompt_ids + completion.token_ids,
         action_mask=(False,) * num_prompt + (True,) * num_drawn,
         logprobs=(0.0,) * num_prompt + completion.logprobs,
-        kept=None if completion.kept is None else ((),) * num_prompt + completion.kept,
+        kept=completion.kept,
         stop_reason=completion.stop_reason,
         temperature=request.temperature,
         policy_step=step,

@@ -4,9 +4,11 @@ Shape letters, used in every comment of the package: P problems, G rollouts per 
 padded sequence, A action tokens (those that the policy chose), V vocabulary, L layers, D hidden size."""
 
 import math
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from itertools import chain, pairwise
 from typing import Any
 
 from curricula import Outcome
@@ -69,6 +71,42 @@ class Problem:
 
 
 @dataclass(frozen=True, slots=True)
+class KeptSets:
+    """For each of several tokens the ids that top-k, top-p and min-p left to draw it from, at four bytes an id.
+
+    Token t's are ids[offsets[t] : offsets[t + 1]]; where there are none, the whole vocabulary was left."""
+
+    ids: "array[int]"  # int32, the sets one after another
+    offsets: "array[int]"  # int64, one more than there are tokens
+
+    @classmethod
+    def of(cls, sets: Iterable[Sequence[int]]) -> "KeptSets":
+        """From one set of ids for each token."""
+        ids, offsets = array("i"), array("q", [0])
+        for kept in sets:
+            ids.extend(kept)
+            offsets.append(len(ids))
+        return cls(ids=ids, offsets=offsets)
+
+    @classmethod
+    def joined(cls, parts: Iterable["KeptSets"]) -> "KeptSets":
+        """The tokens of several, one after another."""
+        return cls.of(chain.from_iterable(parts))
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __iter__(self) -> Iterator[Sequence[int]]:
+        return (self.ids[start:stop] for start, stop in pairwise(self.offsets))
+
+    def part(self, start: int, stop: int) -> "KeptSets":
+        """Those of tokens `start` to `stop`, or to the last."""
+        offsets = self.offsets[start : stop + 1]
+        first = offsets[0]
+        return KeptSets(ids=self.ids[first : offsets[-1]], offsets=array("q", [offset - first for offset in offsets]))
+
+
+@dataclass(frozen=True, slots=True)
 class Rollout:
     """One attempt at one problem, in token ids. Never re-tokenised after sampling."""
 
@@ -77,7 +115,7 @@ class Rollout:
     token_ids: tuple[int, ...]  # prompt, then completion
     action_mask: tuple[bool, ...]  # True: the policy chose this token; False: prompt or tool output
     logprobs: tuple[float, ...]  # nats, the sampler's own, under the distribution it drew from; 0.0 off the mask
-    kept: tuple[tuple[int, ...], ...] | None  # per token the ids that top-k, top-p and min-p left; None: all of them
+    kept: KeptSets | None  # of each token that the policy chose, in order; None: nothing was left out
     stop_reason: StopReason
     temperature: float
     policy_step: int

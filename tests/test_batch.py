@@ -16,7 +16,7 @@ from grpo.config import LossConfig
 from grpo.losses import policy_loss
 from grpo.policy import Policy
 from grpo.steering import Steering
-from grpo.types import Group, Message, Problem, Rollout, StopReason
+from grpo.types import Group, KeptSets, Message, Problem, Rollout, StopReason
 from rewards import Reward, RewardSpec
 from tests.conftest import tiny_policy
 
@@ -77,7 +77,7 @@ def random_groups(policy: Policy, *, seed: int = 0) -> list[list[TrainedRollout]
             mask = [False] * num_prompt + [True] * num_completion
             if num_completion > 8:
                 mask[num_prompt + 3 : num_prompt + 6] = [False] * 3
-            kept = tuple((*rng.sample(range(VOCABULARY), 20), i) if a else () for i, a in zip(ids, mask, strict=True))
+            kept = KeptSets.of((*rng.sample(range(VOCABULARY), 20), i) for i, a in zip(ids, mask, strict=True) if a)
             rollouts.append(
                 rollout_of(
                     num_prompt,
@@ -313,9 +313,9 @@ def test_a_micro_batch_says_which_position_predicts_which_token():
 
 
 def test_kept_sets_follow_their_tokens_and_an_unrestricted_rollout_keeps_everything():
-    restricted = rollout_of(1, 2, kept=((), (1, 5), (2,)))
+    restricted = rollout_of(1, 2, kept=KeptSets.of([(1, 5), (2,)]))
     (batch,) = split([trained_of([rollout_of(1, 3), restricted])], tokens_per_micro_batch=WHOLE)
-    assert batch.kept == ((), (), (), (1, 5), (2,))
+    assert batch.kept == KeptSets.of([(), (), (), (1, 5), (2,)])
 
 
 # --- what enters the loss -----------------------------------------------------------------------------------------

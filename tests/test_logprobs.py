@@ -1,6 +1,5 @@
 """Chunked log-probs are the plain ones, value and gradient, and no [A, V] tensor outlives its chunk."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -12,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from grpo import logprobs
 from grpo.logprobs import chunked_logprobs, kept_mask, tempered
+from grpo.types import KeptSets
 
 TOKENS, WIDTH, VOCABULARY = 37, 8, 50
 
@@ -29,18 +29,19 @@ class Inputs:
         self.loss_weights = torch.randn(tokens, generator=generator)
         others = torch.randint(vocabulary, (tokens, 4), generator=generator).tolist()
         # Every fifth token was drawn from the whole vocabulary.
-        self.kept = [
+        self.kept = KeptSets.of(
             () if i % 5 == 0 else tuple(sorted({target, *ids}))
             for i, (target, ids) in enumerate(zip(self.targets.tolist(), others, strict=True))
-        ]
+        )
 
 
-def plain(inputs: Inputs, *, kept: Sequence[Sequence[int]] | None) -> list[Tensor]:
+def plain(inputs: Inputs, *, kept: KeptSets | None) -> list[Tensor]:
     """Log-probs, entropy and the gradients of hidden states and head, one token at a time, from torch.distributions."""
     hidden, weight = (t.double().requires_grad_() for t in (inputs.hidden, inputs.weight))
     found, entropies = [], []
-    for i, target in enumerate(inputs.targets.tolist()):
-        ids = list(kept[i]) if kept is not None and kept[i] else list(range(inputs.vocabulary))
+    sets = [[]] * len(inputs.targets) if kept is None else kept
+    for i, (target, listed) in enumerate(zip(inputs.targets.tolist(), sets, strict=True)):
+        ids = list(listed) or list(range(inputs.vocabulary))
         logits = (weight[ids] @ hidden[i]) / inputs.temperature[i].double()
         distribution = torch.distributions.Categorical(logits=logits)
         found.append(distribution.log_prob(torch.tensor(ids.index(target))))
@@ -51,7 +52,7 @@ def plain(inputs: Inputs, *, kept: Sequence[Sequence[int]] | None) -> list[Tenso
     return [t.detach().float() for t in (torch.stack(found), torch.stack(entropies), hidden.grad, weight.grad)]
 
 
-def chunked(inputs: Inputs, *, kept: Sequence[Sequence[int]] | None) -> list[Tensor]:
+def chunked(inputs: Inputs, *, kept: KeptSets | None) -> list[Tensor]:
     """The same four from the function under test."""
     hidden, weight = (t.clone().requires_grad_() for t in (inputs.hidden, inputs.weight))
     found, entropies = chunked_logprobs(
@@ -145,7 +146,7 @@ def test_logits_in_bfloat16_are_normalised_in_float32():
 
 def test_a_token_is_certain_when_nothing_else_was_kept():
     inputs = Inputs()
-    alone = [(target,) for target in inputs.targets.tolist()]
+    alone = KeptSets.of((target,) for target in inputs.targets.tolist())
     found, entropy, to_hidden, _ = chunked(inputs, kept=alone)
     assert not found.any()
     assert not entropy.any()
@@ -153,9 +154,20 @@ def test_a_token_is_certain_when_nothing_else_was_kept():
 
 
 def test_a_mask_holds_exactly_the_kept_ids_and_everything_for_an_empty_list():
-    mask = kept_mask([(2, 0), (), (3,)], vocabulary=4, device=torch.device("cpu"))
+    mask = kept_mask(KeptSets.of([(2, 0), (), (3,)]), vocabulary=4, device=torch.device("cpu"))
     assert mask.int().tolist() == [[1, 0, 1, 0], [1, 1, 1, 1], [0, 0, 0, 1]]
-    assert kept_mask([(), ()], vocabulary=2, device=torch.device("cpu")).all()
+    assert kept_mask(KeptSets.of([(), ()]), vocabulary=2, device=torch.device("cpu")).all()
+
+
+def test_kept_sets_hold_an_id_in_four_bytes_and_are_cut_and_joined_without_loss():
+    sets = [(2, 0), (), (3,), (151_935, 7, 1), ()]
+    kept = KeptSets.of(sets)
+    assert (len(kept), [tuple(ids) for ids in kept]) == (5, sets)
+    assert kept.ids.itemsize * len(kept.ids) == 4 * 6
+    for start in range(5):
+        for stop in range(start, 7):
+            assert [tuple(ids) for ids in kept.part(start, stop)] == sets[start:stop]
+    assert KeptSets.joined([kept.part(0, 2), kept.part(2, 3), kept.part(3, 9)]) == kept
 
 
 # --- memory -------------------------------------------------------------------------------------------------------

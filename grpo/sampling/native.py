@@ -4,6 +4,7 @@ A row enters with its prompt's keys and values but for the last prompt token, wh
 then on every decode input is a position whose next token the policy chooses. A row that finishes frees its slot for
 one that waits, and when none waits the rows are packed together."""
 
+from array import array
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedTokenizerBase
 
 from grpo.config import SamplingConfig
+from grpo.errors import ConfigError
 from grpo.logprobs import tempered
 from grpo.model import base_of
 from grpo.policy import Policy
@@ -21,12 +23,14 @@ from grpo.sampling.noise import gumbel, signed
 from grpo.sampling.protocol import Completion, Request
 from grpo.sampling.restrict import kept_tokens
 from grpo.steering import Steering
-from grpo.types import StopReason
+from grpo.types import KeptSets, StopReason
 
 # Matrix products of fewer rows take other code paths and round differently (from five rows on they were bit-equal
 # on CPU), so a batch is never packed below this.
 MIN_ROWS = 8
 CAPACITY_STEP_TOKENS = 128
+# Share of the logits' spread by which a decode may differ from a forward: far above rounding, far below a wrong mask.
+DECODING_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05}
 
 
 class NativeSampler:
@@ -40,7 +44,8 @@ class NativeSampler:
         end_token_ids: Sequence[int],
         tokenizer: PreTrainedTokenizerBase,
     ) -> None:
-        """`tokenizer` is asked for text only where there are stop strings."""
+        """`tokenizer` is asked for text only where there are stop strings. Raises ConfigError as `check_decoding`."""
+        check_decoding(policy)
         self._policy = policy
         self._config = config
         self._end_token_ids = torch.tensor(end_token_ids, device=policy.device)
@@ -123,6 +128,43 @@ class NativeSampler:
         return any(stop in text for stop in self._config.stop_strings)
 
 
+@torch.no_grad()
+def check_decoding(policy: Policy) -> None:
+    """Decode two rows of unequal length from the cache, and compare with the forward that training scores by.
+
+    Raises ConfigError where the logits differ or an architecture's own code fails: nothing is sampled wrongly."""
+    name = type(base_of(policy.model)).__name__
+    prompts = [tuple((5 * i + 1) % policy.vocabulary for i in range(length)) for length in (3, 12)]
+    try:
+        rows = _Rows(MIN_ROWS, config=SamplingConfig(max_completion_tokens=1), policy=policy)
+        cache = rows.prefill([prompt[:-1] for prompt in prompts])
+        for source, prompt in enumerate(prompts):
+            request = Request(prompt_ids=prompt, keys=(0,), temperature=1.0)
+            rows.enter([0], request, prefix=_Prefix(request=source, cache=cache, source=source))
+        found = rows.logits()[: len(prompts)].float()  # [2, V]
+        expected = torch.cat([_last_logits(policy, prompt) for prompt in prompts]).float()  # [2, V]
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # whatever the code of any architecture raises
+        raise ConfigError(
+            f"model: {name} cannot be decoded by the native sampler ({type(error).__name__}: {error}); take a model of "
+            "another architecture"
+        ) from error
+    gap, spread = float((found - expected).square().mean().sqrt()), float(expected.std())
+    if not gap <= DECODING_TOLERANCE[policy.dtype] * spread:
+        raise ConfigError(
+            f"model: {name} is decoded wrongly by the native sampler (logits off by {gap:.2g}, where they spread by "
+            f"{spread:.2g}); take a model of another architecture"
+        )
+
+
+def _last_logits(policy: Policy, prompt: Sequence[int]) -> Tensor:
+    ids = torch.tensor([prompt], device=policy.device)  # [1, T]
+    last = torch.zeros_like(ids, dtype=torch.bool)
+    last[:, -1] = True  # where the decode steers too, if the policy is steered
+    return policy.head(policy.hidden(ids, steer_at=last)[:, -1])  # [1, V]
+
+
 @dataclass(frozen=True, slots=True)
 class _Prefix:
     """A request's prompt, prefilled: row `source` of a cache of several."""
@@ -146,7 +188,7 @@ class _Rows:
         self._temperature = torch.ones(num_rows, device=device)
         self._drawn = torch.zeros(num_rows, config.max_completion_tokens, dtype=torch.long, device=device)
         self._logprobs = torch.zeros(num_rows, config.max_completion_tokens, device=device)
-        self._kept: list[list[tuple[int, ...]]] = [[] for _ in range(num_rows)]
+        self._kept: list[list[array[int]]] = [[] for _ in range(num_rows)]
         self._owner: list[tuple[int, int] | None] = [None] * num_rows  # request and index
         self.num_active = 0
         self._width = 0  # longest row, in tokens, known without asking the device
@@ -199,8 +241,8 @@ class _Rows:
             self._kept[row] = []
         self.num_active += len(free)
 
-    def decode(self) -> Tensor:
-        """Draw one token for every active row; returns the tokens [R] (of no meaning in free rows)."""
+    def logits(self) -> Tensor:
+        """Read each row's next input into the cache; returns the logits of what follows it, [R, V]."""
         assert self._cache is not None
         self._width += 1
         if self._cache.capacity_tokens < self._width:
@@ -213,7 +255,11 @@ class _Rows:
             cache=self._cache,
             steer_at=self.active.unsqueeze(1),
         )[:, 0]  # [R, D]
-        logits = tempered(self._policy.head(hidden), temperature=self._temperature)  # [R, V]
+        return self._policy.head(hidden)
+
+    def decode(self) -> Tensor:
+        """Draw one token for every active row; returns the tokens [R] (of no meaning in free rows)."""
+        logits = tempered(self.logits(), temperature=self._temperature)  # [R, V]
         config = self._config
         kept = kept_tokens(logits, top_k=config.top_k, top_p=config.top_p, min_p=config.min_p)
         if kept is not None:
@@ -240,7 +286,7 @@ class _Rows:
             index=owner[1],
             token_ids=tuple(self._drawn[row, :count].tolist()),
             logprobs=tuple(self._logprobs[row, :count].tolist()),
-            kept=tuple(self._kept[row]) if self._kept[row] else None,
+            kept=KeptSets.of(self._kept[row]) if self._kept[row] else None,
             stop_reason=stop_reason,
         )
         self._owner[row] = None
@@ -289,12 +335,13 @@ class _Rows:
         return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
 
     def _note_kept(self, kept: Tensor) -> None:
-        width = kept.shape[1]
-        flat = kept.nonzero()[:, 1].split(kept.sum(dim=1).tolist())
-        for row, ids in enumerate(flat):
+        ids = array("i", kept.nonzero()[:, 1].int().cpu().numpy().tobytes())
+        stop = 0
+        for row, size in enumerate(kept.sum(dim=1).tolist()):
+            start, stop = stop, stop + size
             if self._owner[row] is not None:
-                # An empty tuple stands for the whole vocabulary.
-                self._kept[row].append(() if len(ids) == width else tuple(ids.tolist()))
+                # An empty set stands for the whole vocabulary.
+                self._kept[row].append(ids[start:stop] if size < kept.shape[1] else array("i"))
 
 
 def _prefill_batches(prompts: Sequence[int], requests: Sequence[Request], *, budget_tokens: int) -> Iterator[list[int]]:
@@ -321,5 +368,13 @@ def _tokens_that_may_stop(
     if not stop_strings:
         return None
     last_characters = {stop[-1] for stop in stop_strings}
-    texts = tokenizer.batch_decode([[token] for token in range(vocabulary)], skip_special_tokens=False)
+    # Decoded after a token of plain text: a tokenizer in the manner of SentencePiece drops the space that a text
+    # begins with, and a stop string may end in that space.
+    before = tokenizer.encode("a", add_special_tokens=False)[-1:]
+    decoded = tokenizer.batch_decode(
+        [before, *([*before, token] for token in range(vocabulary))],
+        skip_special_tokens=False,
+        clean_up_tokenization_spaces=False,
+    )
+    texts = [text.removeprefix(decoded[0]) for text in decoded[1:]]
     return torch.tensor(["�" in text or bool(last_characters & set(text)) for text in texts])

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from grpo.policy import Policy
 from grpo.steering import Steering
-from grpo.types import StopReason
+from grpo.types import KeptSets, StopReason
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class Completion:
     index: int
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]  # nats, of each token under the distribution that it was drawn from
-    kept: tuple[tuple[int, ...], ...] | None  # ids that top-k, top-p and min-p left for each token; None: all
+    kept: KeptSets | None  # what top-k, top-p and min-p left for each token; None: they are off
     stop_reason: StopReason
 
 

@@ -1,0 +1,231 @@
+"""Which models are taken, and that a policy is the whole of one: its own logits, its own weights, its own spread."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    PreTrainedModel,
+)
+
+from grpo.config import ModelConfig
+from grpo.errors import ConfigError
+from grpo.model import base_of, load_model, load_tokenizer
+from grpo.policy import Policy
+from grpo.sampling import native
+from grpo.sampling.native import check_decoding
+from tests.conftest import SIZES, tiny_config, tiny_policy
+
+LLAMA = LlamaConfig(vocab_size=96, **SIZES)
+
+
+def load(config: ModelConfig) -> nn.Module:
+    return load_model(config, tokenizer=load_tokenizer(config), seed=0, device=torch.device("cpu"))
+
+
+def loaded_from(folder: Path) -> nn.Module:
+    return load(ModelConfig(path=str(folder), tokenizer="task:list_machine", dtype="float32"))
+
+
+def refusal(**fields: Any) -> str:
+    config = ModelConfig.model_validate({"tokenizer": "task:list_machine", "dtype": "float32"} | fields)
+    with pytest.raises(ConfigError) as error:
+        load(config)
+    return str(error.value)
+
+
+# --- architectures that the sampler cannot hold -----------------------------------------------------------------------
+
+SMALL = {"hidden_size": 32, "num_layers": 2, "num_heads": 2, "max_position_embeddings": 64}
+ALIBI = "weighs attention by distance (alibi), which the native sampler cannot; take a model with rotary or learned"
+
+
+@pytest.mark.parametrize(
+    ("architecture", "expected"),
+    [
+        (
+            {"model_type": "gpt_neo", "attention_types": [[["global", "local"], 1]]} | SMALL,
+            "model: GPTNeoForCausalLM has local attention layers, whose window the native sampler does not know; take",
+        ),
+        ({"model_type": "bloom", "hidden_size": 32, "n_layer": 2, "n_head": 2}, f"model: BloomForCausalLM {ALIBI}"),
+        ({"model_type": "mpt", "d_model": 32, "n_layers": 2, "n_heads": 2}, f"model: MptForCausalLM {ALIBI}"),
+        ({"model_type": "falcon", "alibi": True} | SIZES, f"model: FalconForCausalLM {ALIBI}"),
+    ],
+    ids=lambda value: value["model_type"] if isinstance(value, dict) else "",
+)
+def test_a_model_whose_attention_the_sampler_cannot_hold_is_refused_by_name(architecture, expected):
+    assert expected in refusal(architecture=architecture, attention="eager")
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        {"model_type": "gpt_neo", "attention_types": [[["global"], 2]]} | SMALL,
+        {"model_type": "falcon", "alibi": False} | SIZES,
+    ],
+    ids=["gpt_neo", "falcon"],
+)
+def test_a_model_of_the_same_family_without_such_attention_is_taken_and_decoded_rightly(architecture):
+    config = ModelConfig.model_validate(
+        {"architecture": architecture, "tokenizer": "task:list_machine", "dtype": "float32", "attention": "eager"}
+    )
+    check_decoding(Policy(load(config)))
+
+
+# --- the test of decoding at the start --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_every_known_architecture_passes_the_test_of_decoding(policy, dtype):
+    policy.to(getattr(torch, dtype))
+    check_decoding(policy)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_mask_that_shows_a_row_anothers_positions_is_found_before_a_token_is_drawn(monkeypatch, dtype):
+    policy = tiny_policy("llama", dtype=dtype)
+    with torch.no_grad():
+        for name, weight in policy.named_parameters():
+            if "o_proj" in name or "v_proj" in name:  # a fresh model hardly listens to its attention
+                weight.mul_(10)
+    monkeypatch.setattr(native._Rows, "_for_attention", lambda self, mask: torch.ones_like(mask[:, None, None]))
+    with pytest.raises(ConfigError, match="model: LlamaForCausalLM is decoded wrongly by the native sampler"):
+        check_decoding(policy)
+
+
+def test_a_position_that_is_off_by_one_is_found_before_a_token_is_drawn(monkeypatch):
+    policy = tiny_policy("gpt2")
+    original = Policy.hidden
+
+    def shifted(self: Policy, ids: torch.Tensor, *, position_ids: torch.Tensor | None = None, **rest: Any) -> Any:
+        return original(self, ids, position_ids=None if position_ids is None else position_ids + 1, **rest)
+
+    monkeypatch.setattr(Policy, "hidden", shifted)
+    with pytest.raises(ConfigError, match="model: GPT2LMHeadModel is decoded wrongly"):
+        check_decoding(policy)
+
+
+def test_an_architecture_whose_code_fails_in_decoding_is_refused_by_name(monkeypatch):
+    policy = tiny_policy("llama")
+
+    def failing(self: Policy, *args: Any, **options: Any) -> None:
+        raise ValueError("not enough values to unpack")
+
+    monkeypatch.setattr(Policy, "hidden", failing)
+    expected = r"LlamaForCausalLM cannot be decoded by the native sampler \(ValueError: not enough values to unpack\)"
+    with pytest.raises(ConfigError, match=expected):
+        check_decoding(policy)
+
+
+# --- checkpoints ------------------------------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_without_a_head_is_refused_by_the_weight_it_lacks(tmp_path):
+    LlamaForSequenceClassification(LLAMA).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError) as error:
+        loaded_from(tmp_path)
+    assert (
+        f"model.path = {str(tmp_path)!r}: the checkpoint does not fill LlamaForCausalLM: lm_head.weight (missing);"
+        in (str(error.value))
+    )
+
+
+def test_a_checkpoint_of_another_width_than_its_config_is_refused_by_weight_and_shapes(tmp_path):
+    LlamaForCausalLM(LLAMA).save_pretrained(tmp_path)
+    fields = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(fields | {"vocab_size": 100}))
+    with pytest.raises(ConfigError, match=r"lm_head.weight \(\[96, 32\], not \[100, 32\]\), model.embed_tokens.weight"):
+        loaded_from(tmp_path)
+
+
+def test_many_missing_weights_are_counted_and_not_all_listed(tmp_path):
+    LlamaForCausalLM(LLAMA).save_pretrained(tmp_path)
+    fields = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(fields | {"num_hidden_layers": 4}))
+    with pytest.raises(ConfigError, match=r"layers.2.input_layernorm.weight \(missing\), .* and 13 more; take"):
+        loaded_from(tmp_path)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_whole_checkpoint_is_loaded_as_it_is_with_its_head_tied_or_not(tmp_path, tied):
+    saved = LlamaForCausalLM(LlamaConfig(vocab_size=96, tie_word_embeddings=tied, **SIZES))
+    saved.save_pretrained(tmp_path)
+    found = loaded_from(tmp_path).state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in saved.state_dict().items())
+
+
+# --- fresh weights ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("std", [0.3, 1.0])
+def test_fresh_embeddings_have_the_spread_that_was_asked_for(std):
+    weight = base_of(load(tiny_config("llama", initial_embedding_std=std))).get_input_embeddings().weight
+    # 96 · 32 draws: the standard deviation of their spread is std / √(2 · 3072), 1.3 %.
+    assert float(weight.detach().std()) == pytest.approx(std, rel=0.05)
+    assert abs(float(weight.detach().mean())) < 0.1 * std
+
+
+def test_without_a_spread_asked_for_fresh_embeddings_have_the_architectures_own():
+    weight = base_of(load(tiny_config("llama", initial_embedding_std=None))).get_input_embeddings().weight
+    assert float(weight.detach().std()) == pytest.approx(LLAMA.initializer_range, rel=0.05)
+
+
+# --- the head ---------------------------------------------------------------------------------------------------------
+
+# Factors far from 1, so that leaving them out would be seen; the soft cap is below the logits.
+HEADS: dict[str, dict[str, Any]] = {
+    "granite": {"logits_scaling": 4.0},
+    "cohere": {"logit_scale": 0.25},
+    "gemma2": {"final_logit_softcapping": 2.0, "head_dim": 16, "sliding_window": 8},
+}
+
+
+def with_head(model_type: str, **changes: Any) -> PreTrainedModel:
+    fields = {"model_type": model_type, "vocab_size": 96, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    fields |= SIZES | HEADS[model_type] | changes
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(fields.pop("model_type"), **fields))
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(50)
+    return model.eval()
+
+
+@pytest.mark.parametrize("model_type", sorted(HEADS))
+def test_a_policys_head_scales_and_caps_its_logits_as_the_model_does(model_type):
+    model = with_head(model_type)
+    policy = Policy(model)
+    ids = torch.arange(20).unsqueeze(0)
+    with torch.no_grad():
+        expected = model(input_ids=ids).logits[0]
+        hidden = policy.hidden(ids)[0]
+        torch.testing.assert_close(policy.head(hidden), expected, rtol=1e-5, atol=1e-5)
+        bare = model.get_output_embeddings()(hidden)
+    assert float((bare - expected).abs().max()) > 0.5
+    check_decoding(policy)
+
+
+@pytest.mark.parametrize(("model_type", "field"), [("granite", "_scale"), ("cohere", "_scale"), ("gemma2", "_softcap")])
+def test_a_head_that_is_not_the_models_own_is_refused_with_what_it_is_off_by(model_type, field):
+    policy = Policy(with_head(model_type))
+    setattr(policy, field, 1 if field == "_scale" else None)
+    with pytest.raises(ValueError, match=r"its logits are not its head on its last hidden state \(off by \d"):
+        policy._compare_with_model()
+
+
+def test_a_model_that_transforms_its_logits_in_a_way_of_its_own_is_refused_by_name():
+    class Shifted(LlamaForCausalLM):
+        def forward(self, *args: Any, **options: Any) -> Any:
+            output = super().forward(*args, **options)
+            output.logits = output.logits + torch.linspace(0, 0.1, output.logits.shape[-1])
+            return output
+
+    with pytest.raises(ValueError, match="Shifted: its logits are not its head on its last hidden state"):
+        Policy(Shifted(LLAMA).eval())
