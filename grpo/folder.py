@@ -46,6 +46,7 @@ class RunFolder:
         self.rollouts = path / "rollouts"
         self.metrics = path / "metrics.jsonl"
         self.events = path / "events.jsonl"
+        self.trained = path / "train.json"
         self.report = path / "report.html"
         self.log = path / "logs" / "rank_0.log"
         self.config = path / "config.yaml"
@@ -154,7 +155,7 @@ class RunFolder:
         return {
             "sft": [self.checkpoints / COLD_START, self.path / "sft", self.log],
             "profile": [self.profile],
-            "train": [*steps, self.rollouts, self.metrics, self.events, self.path / "wandb"],
+            "train": [*steps, self.rollouts, self.metrics, self.events, self.trained, self.path / "wandb"],
             "eval": [self.evals],
             "report": [self.report],
         }

@@ -19,7 +19,7 @@ from grpo.config import RunConfig
 from grpo.data import at_most
 from grpo.errors import CheckpointError, DataError, Interrupted
 from grpo.evaluation import Evaluation, evaluate
-from grpo.folder import COLD_START, Phase, RunFolder, write_json
+from grpo.folder import COLD_START, Phase, RunFolder, named_disk_errors, write_json
 from grpo.policy import Policy
 from grpo.profiling import TIERS_FILE, profile
 from grpo.rollout import Rollouts
@@ -30,6 +30,9 @@ from grpo.tracking.report import write_report
 from grpo.tracking.tracker import Tracker
 from grpo.trainer import Parts, Stage, Trainer
 from grpo.types import Problem
+
+CPU = torch.device("cpu")
+"""Where checkpoints are read to: the device's memory has no room for a second copy of weights and moments."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,11 +87,10 @@ def stages_of(config: RunConfig) -> list[Stage]:
 
 def recipe(run: Run) -> None:
     """All phases in order."""
-    done = run.folder.begun()
     for phase in phases_of(run.config):
         if run.should_stop():
             raise Interrupted(f"stopped before the phase {phase}: add --resume to go on")
-        if done.get(phase) and phase != "report":
+        if is_finished(run, phase) and phase != "report":
             run.console.say(f"{phase}: finished before, in {run.folder.path}")
         else:
             PHASE_FUNCTIONS[phase](run)
@@ -182,19 +184,9 @@ def run_train(run: Run) -> None:
     # Before the trainer is made: its optimizer takes float32 copies of the weights that it finds.
     load_start(run)
     trainer = Trainer(parts, config, should_stop=run.should_stop, on_step=run.console.step)
-    newest, faults = checkpoint.newest_whole(folder.checkpoints)
-    for fault in faults:
-        run.console.say(f"train: {fault}")
-    if newest is None and faults:
-        raise CheckpointError(
-            f"{folder.checkpoints}: none of {len(faults)} checkpoints is whole ({faults[0]}); restore one, or --fresh "
-            "starts the training again"
-        )
+    newest = newest_checkpoint(run, "train")
     if newest is not None:
-        weights, optimizer, state = checkpoint.load(newest, device=run.policy.device)
-        if optimizer is None:
-            raise CheckpointError(f"{newest}: holds no optimizer state; --fresh starts the training again")
-        trainer.load(weights, optimizer, state)
+        _take_up(trainer, newest)
         run.console.say(f"train: going on from {newest}")
     else:
         run.tracker.load_state_dict({"metrics": 0, "events": 0})
@@ -202,12 +194,14 @@ def run_train(run: Run) -> None:
             run.tracker.event(0, "gate", {"pass@1": look["pass@1"], "sft_steps": look["step"]})
     folder.mark("train", finished=False)
     trainer.run()
+    write_json(folder.trained, {"asked_steps": config.train.steps})
     folder.mark("train", finished=True)
 
 
 def run_eval(run: Run) -> None:
     """The final policy, and the one that training started from, on the held-out problems."""
     run.folder.mark("eval", finished=False)
+    run.tracker.forget_events("evaluation")
     config = run.config.evaluation
     for name in ("start", "final") if config.baseline else ("final",):
         if run.should_stop():
@@ -225,8 +219,11 @@ def run_eval(run: Run) -> None:
             max_error_fraction=run.config.reward.max_error_fraction,
             by_column=config.by_column,
         )
-        run.folder.evals.mkdir(exist_ok=True)
+        with named_disk_errors(run.folder.evals):
+            run.folder.evals.mkdir(exist_ok=True)
         write_json(run.folder.evals / f"{name}.json", result.report(name=name, step=step))
+        scores = {f"eval/heldout/{metric}": estimate.value for metric, estimate in result.overall.metrics.items()}
+        run.tracker.event(step, "evaluation", {"name": name, **scores})
     run.folder.mark("eval", finished=True)
 
 
@@ -246,29 +243,60 @@ PHASE_FUNCTIONS: dict[Phase, Callable[[Run], object]] = {
 }
 
 
+def is_finished(run: Run, phase: Phase) -> bool:
+    """Whether there is nothing left of a phase. Training that is asked for more steps than before goes on.
+
+    It may have ended before the steps it was asked for: by its patience, or with its curriculum."""
+    if not run.folder.begun().get(phase):
+        return False
+    if phase != "train":
+        return True
+    asked_steps: int = json.loads(run.folder.trained.read_text(encoding="utf-8"))["asked_steps"]
+    return run.config.train.steps <= asked_steps
+
+
+def newest_checkpoint(run: Run, phase: Phase) -> Path | None:
+    """The newest whole checkpoint of the training, after a word on each newer one that is not; None without any.
+
+    Raises CheckpointError when there are some and none is whole."""
+    folder = run.folder.checkpoints
+    newest, faults = checkpoint.newest_whole(folder)
+    for fault in faults:
+        run.console.say(f"{phase}: {fault}")
+    if newest is None and faults:
+        raise CheckpointError(
+            f"{folder}: none of {len(faults)} checkpoints is whole ({faults[0]}); restore one, or `grpo train --fresh` "
+            "starts the training again"
+        )
+    return newest
+
+
 def load_start(run: Run) -> str:
     """Put the policy that training starts from in place: the cold start's, or the config's own. Returns its name."""
     if run.config.sft is None:
         checkpoint.load_weights(run.policy.model, run.initial_weights)
+        run.rollouts.load_weights(run.policy)
         return "base"
     if not run.cold_start_path.is_dir():
         raise CheckpointError(f"{run.cold_start_path}: no cold start yet; run `grpo sft` or `grpo recipe` first")
-    weights, _, _ = checkpoint.load(run.cold_start_path, device=run.policy.device)
+    weights, _, _ = checkpoint.load(run.cold_start_path, device=CPU)
     checkpoint.load_weights(run.policy.model, weights)
+    run.rollouts.load_weights(run.policy)
     return (run.cold_start_path / checkpoint.MANIFEST).read_text(encoding="utf-8")
 
 
 def load_final(run: Run) -> int:
     """Put the policy of the final evaluation in place; returns its step (0: the one that training started from)."""
-    folder = run.folder.checkpoints
-    newest, _ = checkpoint.newest_whole(folder)
+    newest = newest_checkpoint(run, "eval")
     if newest is None:
+        run.console.say("eval: no checkpoint of a training, so the final policy is the one that training starts from")
         load_start(run)
         return 0
-    best = sorted(folder.glob("best_*"))
+    best = sorted(run.folder.checkpoints.glob("best_*"))
     path = best[-1] if best and run.config.evaluation.checkpoint == "best" else newest
-    weights, _, _ = checkpoint.load(path, device=run.policy.device)
+    weights, _, _ = checkpoint.load(path, device=CPU)
     checkpoint.load_weights(run.policy.model, weights)
+    run.console.say(f"eval: the final policy is {path}")
     return int(path.name.split("_")[1])
 
 
@@ -284,14 +312,23 @@ def read_tiers(run: Run) -> dict[str, Tier]:
     return {row["problem_id"]: Tier(row["tier"]) for row in rows}
 
 
+def _take_up(trainer: Trainer, path: Path) -> None:
+    """Hand a checkpoint to the trainer. Nothing of it outlives the call: beside the run there is no second copy."""
+    weights, optimizer, state = checkpoint.load(path, device=CPU)
+    if optimizer is None:
+        raise CheckpointError(f"{path}: holds no optimizer state; `grpo train --fresh` starts the training again")
+    trainer.load(weights, optimizer, state)
+
+
 def _cold_start_state(run: Run) -> dict[str, Any]:
     if run.config.sft is None:
         return {}
-    _, _, state = checkpoint.load(run.cold_start_path, device=torch.device("cpu"))
+    _, _, state = checkpoint.load(run.cold_start_path, device=CPU)
     return state
 
 
 def _validation(run: Run, *, num_rollouts: int) -> Evaluation:
+    run.rollouts.load_weights(run.policy)  # the cold start has moved them
     return evaluate(
         run.rollouts,
         run.validation,

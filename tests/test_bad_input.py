@@ -456,6 +456,38 @@ def test_a_checkpoint_of_another_model_is_refused_by_the_weight_that_differs(con
     assert (wide / "checkpoints" / "step_000002").is_dir()
 
 
+def altered(run: Path, *steps: int) -> list[Path]:
+    """Checkpoints of these steps, whose state is altered."""
+    paths = [run / "checkpoints" / f"step_{step:06d}" for step in steps]
+    for path in paths:
+        (path / "state.json").write_text("{}")
+    return paths
+
+
+def test_an_evaluation_names_the_damaged_checkpoint_and_the_one_that_it_uses(config, run, capsys):
+    (damaged,) = altered(run, 2)
+    assert grpo("eval", config()) == 0
+    said = capsys.readouterr().out
+    assert f"eval: {damaged}: state.json was altered after it was written" in said
+    assert f"eval: the final policy is {run / 'checkpoints' / 'step_000001'}" in said
+    assert json.loads((run / "evals" / "final.json").read_text())["step"] == 1
+
+
+def test_an_evaluation_with_every_checkpoint_damaged_is_refused_and_takes_no_other_policy(config, run, capsys):
+    altered(run, 1, 2)
+    assert grpo("eval", config()) == 10
+    captured = capsys.readouterr()
+    assert captured.out.count("state.json was altered after it was written") == 2
+    assert "none of 2 checkpoints is whole" in captured.err
+    assert not (run / "evals").exists()
+
+
+def test_an_evaluation_without_a_training_says_which_policy_it_takes(config, capsys):
+    assert grpo("eval", config()) == 0
+    expected = "eval: no checkpoint of a training, so the final policy is the one that training starts from"
+    assert expected in capsys.readouterr().out
+
+
 # --- memory ----------------------------------------------------------------------------------------------------------
 
 OUT_OF_MEMORY = [

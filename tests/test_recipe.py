@@ -1,7 +1,9 @@
 """The whole of it through the command line: every phase, every artefact, on the list machine and on real rows."""
 
+import gc
 import json
 import re
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,13 @@ import torch
 from grpo import checkpoint
 from grpo.config import load
 from grpo.model import base_of, load_model, load_tokenizer
+from grpo.trainer import Trainer
 from tests.chatml import chatml_tokenizer
 from tests.runs import assert_same_outcome, grpo, read_jsonl, small_run_file
 
 ROOT = Path(__file__).resolve().parents[1]
 GSM8K = ROOT / "configs" / "gsm8k_qwen3_0.6b.yaml"
+LOOP: dict[str, Any] = {"sft": None, "curriculum": {"kind": "uniform", "max_refill_waves": 1}}
 
 
 def finite_rows(path: Path) -> list[dict[str, Any]]:
@@ -49,7 +53,7 @@ def test_the_recipe_leaves_every_artefact_of_a_run(tmp_path, capsys):
         evaluation = json.loads((run / "evals" / f"{name}.json").read_text())
         assert evaluation["step"] == step
         assert len(evaluation["scores"]) == evaluation["sets"]["heldout"]["num_problems"] == 12
-    assert {event["event"] for event in read_jsonl(run / "events.jsonl")} >= {"stage", "best"}
+    assert {event["event"] for event in read_jsonl(run / "events.jsonl")} >= {"stage", "best", "evaluation"}
     report = (run / "report.html").read_text()
     assert "reward/mean" in report
     assert not re.search(r'(src|href)="(?!#|data:)', report)  # one file, nothing beside it
@@ -79,6 +83,81 @@ def test_phases_that_are_run_one_by_one_end_as_the_recipe_does(tmp_path, model):
     for command in ("sft", "profile", "train", "eval"):
         assert grpo(command, parts) == 0
     assert_same_outcome(tmp_path / "parts" / "runs" / "small", tmp_path / "whole" / "runs" / "small")
+
+
+def heldout_events(run: Path) -> list[dict[str, Any]]:
+    return [event for event in read_jsonl(run / "events.jsonl") if event["event"] == "evaluation"]
+
+
+def test_the_scores_on_held_out_problems_are_events_and_those_of_an_evaluation_done_again_are_replaced(tmp_path):
+    config = small_run_file(tmp_path, **LOOP, **{"train.steps": 1})
+    run = tmp_path / "runs" / "small"
+    assert grpo("recipe", config) == 0
+    for arguments in ([], ["--fresh"]):
+        assert not arguments or grpo("eval", config, *arguments) == 0
+        events = heldout_events(run)
+        assert [(event["name"], event["step"]) for event in events] == [("start", 0), ("final", 1)]
+        for event in events:
+            metrics = json.loads((run / "evals" / f"{event['name']}.json").read_text())["sets"]["heldout"]["metrics"]
+            assert set(metrics) == {"pass@1", "pass@4", "avg@4"}
+            assert all(event[f"eval/heldout/{name}"] == metric["value"] for name, metric in metrics.items())
+
+
+def test_a_finished_recipe_that_is_asked_for_more_steps_ends_as_if_it_had_been_asked_for_them_at_once(tmp_path, capsys):
+    whole, more = small_run_file(tmp_path / "whole", sft=None), small_run_file(tmp_path / "more", sft=None)
+    assert grpo("recipe", whole) == 0
+    assert grpo("recipe", more, "train.steps=6") == 0
+    capsys.readouterr()
+    assert grpo("recipe", more, "--resume") == 0
+    said = capsys.readouterr().out
+    assert "profile: finished before" in said
+    assert "train: going on from" in said
+    assert "eval: finished before" not in said
+    runs = [tmp_path / name / "runs" / "small" for name in ("more", "whole")]
+    for run in runs:
+        events = (run / "events.jsonl").read_text().splitlines(keepends=True)
+        # That the first of the two has ended twice is true.
+        (run / "events.jsonl").write_text("".join(line for line in events if '"event": "end"' not in line))
+    assert_same_outcome(*runs)
+
+
+def test_training_that_ended_before_its_last_step_is_finished_all_the_same(tmp_path, capsys):
+    judge = tmp_path / "judge.py"
+    judge.write_text("def judge(completion, problem):\n    return 0.0\n")
+    changes = {"reward.file": str(judge), "evaluation.every_steps": 1, "evaluation.patience": 1}
+    config = small_run_file(tmp_path, **LOOP, **changes)
+    assert grpo("recipe", config) == 0
+    assert len(read_jsonl(tmp_path / "runs" / "small" / "metrics.jsonl")) == 2
+    capsys.readouterr()
+    assert grpo("recipe", config, "--resume") == 0
+    said = capsys.readouterr().out
+    assert "train: finished before" in said
+    assert "eval: finished before" in said
+
+
+def test_a_resume_reads_checkpoints_to_the_cpu_and_keeps_no_second_copy_of_them(tmp_path, monkeypatch):
+    config = small_run_file(tmp_path, **LOOP, **{"train.steps": 1})
+    assert grpo("train", config) == 0
+    load_checkpoint, step = checkpoint.load, Trainer.step
+    loaded: list[weakref.ref[torch.Tensor]] = []
+    alive: list[int] = []
+
+    def watched_load(path: Path, *, device: torch.device) -> Any:
+        assert device == torch.device("cpu")
+        weights, optimizer, state = load_checkpoint(path, device=device)
+        loaded.extend(weakref.ref(tensor) for tensor in weights.values())
+        return weights, optimizer, state
+
+    def watched_step(self: Trainer) -> None:
+        gc.collect()
+        alive.append(sum(reference() is not None for reference in loaded))
+        step(self)
+
+    monkeypatch.setattr(checkpoint, "load", watched_load)
+    monkeypatch.setattr(Trainer, "step", watched_step)
+    assert grpo("train", config, "--resume", "train.steps=2") == 0
+    assert loaded
+    assert alive == [0]
 
 
 # --- real rows --------------------------------------------------------------------------------------------------------

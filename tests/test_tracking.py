@@ -375,6 +375,8 @@ def test_events_of_what_is_done_again_are_taken_out_and_the_others_stay(folder):
     tracker.forget_events("evaluation")  # where there is none
     for name in ("stage", "evaluation", "best"):
         tracker.event(1, name, {"a": 0.1})
+    with folder.events.open("a") as file:
+        file.write('{"step": 3, "event": "evalu')
     tracker.forget_events("evaluation")
     assert [event["event"] for event in read_jsonl(folder.events)] == ["stage", "best"]
 

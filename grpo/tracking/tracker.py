@@ -46,7 +46,8 @@ class Tracker:
         if not path.is_file():
             return
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if json.loads(line)["event"] != name]
+        # A kill can tear the last line, which is then of what is done again as well.
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["event"] != name]
         if len(kept) < len(lines):
             write_text(path, "".join(kept))
 
