@@ -28,6 +28,10 @@ class Curriculum(Protocol):
     def finished(self) -> bool:
         """True once the last stage has ended; `next` goes on giving problems of it."""
 
+    @property
+    def switch_reason(self) -> str:
+        """Why the stage before this one, or the last stage, ended; empty while none has."""
+
     def next(self, num_problems: int) -> list[str]:
         """Ids of the problems to practise. No problem twice in one step while there are others left."""
 
@@ -53,6 +57,7 @@ class Uniform:
     stage = 0
     stage_name = "uniform"
     finished = False
+    switch_reason = ""
 
     def __init__(self, problem_ids: Iterable[str], *, seed: int) -> None:
         self._pool = Pool(problem_ids)

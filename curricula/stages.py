@@ -81,8 +81,7 @@ class TwoStages:
         moves: MoveRule | None = None,
     ) -> None:
         self.stages = tuple(stages)
-        self.switch_reason = ""
-        """Why the stage before this one, or the last stage, ended; empty while none has."""
+        self._switch_reason = ""
         self._book = TierBook(tiers, rule=moves or MoveRule())
         self._seed = seed
         self._check_stages()
@@ -105,6 +104,11 @@ class TwoStages:
     @property
     def finished(self) -> bool:
         return self._finished
+
+    @property
+    def switch_reason(self) -> str:
+        """Why the stage before this one, or the last stage, ended; empty while none has."""
+        return self._switch_reason
 
     @property
     def tier_counts(self) -> dict[Tier, int]:
@@ -150,7 +154,7 @@ class TwoStages:
         reason = self._end_reason()
         if not reason or self._finished:
             return
-        self.switch_reason = reason
+        self._switch_reason = reason
         if self._stage + 1 == len(self.stages):
             self._finished = True
             return
@@ -165,7 +169,7 @@ class TwoStages:
             "stage": self._stage,
             "stage_name": self.stage_name,
             "finished": self._finished,
-            "switch_reason": self.switch_reason,
+            "switch_reason": self._switch_reason,
             "epochs_before": self._epochs_before,
             "stage_steps": self._stage_steps,
             "pass_rates": list(self._pass_rates),
@@ -190,7 +194,7 @@ class TwoStages:
         self._stage = state["stage"]
         self._begin_stage()
         self._finished = state["finished"]
-        self.switch_reason = state["switch_reason"]
+        self._switch_reason = state["switch_reason"]
         self._epochs_before = state["epochs_before"]
         self._stage_steps = state["stage_steps"]
         self._pass_rates[:] = state["pass_rates"]

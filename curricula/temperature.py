@@ -12,7 +12,8 @@ from curricula.plateau import Plateau, PlateauRule, detect_plateau
 
 
 class TemperatureSchedule(Protocol):
-    """One step of the loop: `value`, then `observe`; when `wants_evaluation` names temperatures, `decide`.
+    """One step of the loop: `value`, then `observe`, `begin_stage` where the curriculum's stage switches; when
+    `wants_evaluation` names temperatures, `decide`.
 
     The same before and after a trip of `state_dict` through JSON into `load_state_dict` of a schedule built alike."""
 
@@ -21,6 +22,9 @@ class TemperatureSchedule(Protocol):
 
     def observe(self, step: int, reward_mean: float) -> None:
         """Mean reward of the step's rollouts, before any group is dropped."""
+
+    def begin_stage(self) -> None:
+        """Other problems are practised from the next step on: rewards so far say nothing about theirs."""
 
     def wants_evaluation(self, step: int) -> tuple[float, ...]:
         """Temperatures to evaluate on held-out problems now, the one in use included; () for none."""
@@ -47,6 +51,9 @@ class Planned:
         raise NotImplementedError
 
     def observe(self, step: int, reward_mean: float) -> None:
+        pass
+
+    def begin_stage(self) -> None:
         pass
 
     def wants_evaluation(self, step: int) -> tuple[float, ...]:
@@ -133,10 +140,12 @@ class Adaptive:
     reading of "current optimum" as the temperature in use (`Guard.reference`), and the cooldown.
 
     start            the temperature before any decision
-    grid             temperatures to choose from; the one in use is always evaluated with them
+    grid             temperatures to choose from; the one in use is always evaluated with them. Against the one in use
+                     the temperature cannot fall, so only hotter ones are evaluated, and none where there is none
     cooldown_steps   steps without another evaluation after a decision
 
-    A new temperature shifts the reward, so the window starts empty after a change.
+    A new temperature and a new stage shift the reward, so the window starts empty after either. A falling reward has
+    not stabilised: the slope test is two-sided (`Plateau.steady`).
     Raises ValueError unless every temperature is positive, the grid is not empty and cooldown_steps >= 0."""
 
     kind = "adaptive"
@@ -179,12 +188,16 @@ class Adaptive:
         self._rewards.append(float(reward_mean))
         del self._rewards[: -self._plateau_rule.window_steps]
 
+    def begin_stage(self) -> None:
+        self._rewards.clear()
+
     def wants_evaluation(self, step: int) -> tuple[float, ...]:
+        candidates = self._candidates()
         cooling = self._last_decision_step is not None and step < self._last_decision_step + self._cooldown_steps
         plateau = self.plateau
-        if cooling or plateau is None or not plateau.flat:
+        if not candidates or cooling or plateau is None or not plateau.steady:
             return ()
-        return tuple(sorted({*self._grid, self._current}))
+        return tuple(sorted({*candidates, self._current}))
 
     def decide(self, step: int, scores: Mapping[float, Mapping[str, float]]) -> Decision:
         """Choose by `compare_temperatures`, whose errors it raises; the choice holds from the next `value` on."""
@@ -223,9 +236,14 @@ class Adaptive:
         plateau = self.plateau
         if plateau is not None:
             numbers["temperature/plateau_rise"] = plateau.rise
+            numbers["temperature/plateau_rise_lower"] = plateau.rise_lower
             numbers["temperature/plateau_rise_upper"] = plateau.rise_upper
             numbers["temperature/plateau_allowed_rise"] = plateau.allowed_rise
         return numbers
+
+    def _candidates(self) -> set[float]:
+        """Temperatures other than the one in use that a decision could choose."""
+        return {t for t in self._grid if t > self._current or (t < self._current and self._guard.reference == "best")}
 
 
 def _ramp(start: float, end: float, steps: int) -> tuple[float, float, int]:

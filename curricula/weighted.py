@@ -23,6 +23,7 @@ class Weighted:
     stage = 0
     stage_name = "weighted"
     finished = False
+    switch_reason = ""
 
     def __init__(
         self, problem_ids: Iterable[str], *, seed: int, half_life_observations: float = 2.0, floor: float = 0.01
@@ -113,6 +114,7 @@ class Mixture:
     stage = 0
     stage_name = "mixture"
     finished = False
+    switch_reason = ""
 
     def __init__(
         self, tiers: Mapping[str, Tier], *, shares: Mapping[Tier, float], seed: int, moves: MoveRule | None = None

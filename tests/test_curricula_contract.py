@@ -106,6 +106,15 @@ def test_metrics_are_finite_numbers_under_their_names(build):
 
 
 @members
+def test_a_switch_or_an_end_has_a_reason_and_nothing_else_has(build):
+    curriculum = build(0)
+    assert curriculum.switch_reason == ""
+    for step in range(45):
+        practise(curriculum, steps=1, first_step=step)
+        assert bool(curriculum.switch_reason) == (curriculum.stage > 0 or curriculum.finished)
+
+
+@members
 def test_a_state_of_another_kind_or_pool_is_refused(build):
     state = build(0).state_dict()
     other = Uniform(["a", "b"], seed=0)

@@ -92,13 +92,15 @@ def test_the_slope_test_matches_least_squares_by_hand():
 def test_a_curve_that_rises_by_more_is_called_flat_at_most_as_often_as_stated():
     rule = PlateauRule(window_steps=40, confidence=0.9, improvement_fraction=0.1)
     generator = np.random.Generator(np.random.PCG64(1))
-    called = {"rising by the limit": 0, "flat": 0, "drifting noise": 0}
+    called = {"rising by the limit": 0, "flat": 0, "drifting noise": 0, "falling by the limit": 0, "steady": 0}
     trials = 1500
     for _ in range(trials):
         noise = 0.02 * generator.standard_normal(40)
         line = 0.5 + 0.05 * (np.arange(40) - 19.5) / 40
         called["rising by the limit"] += _flat(line + noise, rule)
         called["flat"] += _flat(0.5 + noise, rule)
+        called["falling by the limit"] += _plateau(1.0 - line + noise, rule).steady
+        called["steady"] += _plateau(0.5 + noise, rule).steady
         drift = np.zeros(40)
         for place in range(1, 40):
             drift[place] = 0.5 * drift[place - 1] + noise[place]
@@ -106,6 +108,60 @@ def test_a_curve_that_rises_by_more_is_called_flat_at_most_as_often_as_stated():
     assert called["rising by the limit"] / trials <= 0.1 + 2 * (0.1 * 0.9 / trials) ** 0.5
     assert called["drifting noise"] / trials <= 0.1 + 0.06  # the estimated autocorrelation is short of the true one
     assert called["flat"] / trials >= 0.9
+    assert called["falling by the limit"] / trials <= 0.1 + 2 * (0.1 * 0.9 / trials) ** 0.5
+    assert called["steady"] / trials >= 0.9
+
+
+def test_a_falling_curve_is_flat_for_a_stage_and_not_steady_for_the_temperature():
+    falling = [0.6] * 15 + [0.1] * 5
+    plateau = detect_plateau(falling, rule=PlateauRule(window_steps=20))
+    assert plateau is not None
+    assert (plateau.flat, plateau.steady) == (True, False)
+    assert plateau.rise_lower < plateau.rise < -plateau.allowed_rise
+    schedule = Adaptive(1.0, grid=(1.0, 1.2), plateau=PlateauRule(window_steps=20))
+    for step, reward in enumerate(falling):
+        schedule.observe(step, reward)
+        assert schedule.wants_evaluation(step) == ()
+
+
+@pytest.mark.parametrize(("window_steps", "limit"), [(20, 0.097), (40, 0.140)])
+def test_a_curve_of_more_scatter_than_the_docstring_says_is_never_steady(window_steps, limit):
+    rule = PlateauRule(window_steps=window_steps)
+    noise = np.random.Generator(np.random.PCG64(3)).standard_normal(window_steps)
+    places = np.arange(window_steps) - (window_steps - 1) / 2
+    noise -= noise.mean()
+    noise -= places * (noise @ places) / (places @ places)  # a slope of exactly zero: the best case
+    assert noise[1:] @ noise[:-1] < 0  # or the standard error would be widened
+    noise /= np.sqrt(noise @ noise / (window_steps - 2))
+    assert _plateau(1 + 0.95 * limit * noise, rule).steady
+    assert not _plateau(1 + 1.05 * limit * noise, rule).steady
+
+
+def test_the_window_of_the_slope_test_does_not_span_a_stage():
+    schedule = MEMBERS["adaptive"]()
+    for step in range(7):
+        schedule.observe(step, 0.5)
+    schedule.begin_stage()
+    for step in range(7, 14):
+        schedule.observe(step, 0.1)
+        assert schedule.wants_evaluation(step) == ()
+        assert schedule.plateau is None
+    schedule.observe(14, 0.1)
+    assert schedule.wants_evaluation(14) == (1.0, 1.2, 1.4)
+
+
+def test_only_temperatures_that_can_be_chosen_are_asked_for():
+    def steady(**fields):
+        schedule = Adaptive(plateau=RULE, **fields)
+        for step in range(8):
+            schedule.observe(step, 0.5)
+        return schedule.wants_evaluation(7)
+
+    grid = (0.8, 1.0, 1.2, 1.4)
+    assert steady(start=1.1, grid=grid) == (1.1, 1.2, 1.4)
+    assert steady(start=1.4, grid=grid) == ()
+    assert steady(start=1.4, grid=grid, guard=Guard(reference="best")) == (0.8, 1.0, 1.2, 1.4)
+    assert steady(start=1.4, grid=(1.4,), guard=Guard(reference="best")) == ()
 
 
 def test_a_window_that_is_not_full_says_nothing_and_zeros_are_flat():
@@ -130,6 +186,50 @@ def test_the_literal_reading_guards_against_the_best_and_cools_down():
     readings = scores({0.8: 0.60, 1.0: 0.50, 1.2: 0.4951}, noise=1e-4)
     decision = compare_temperatures(readings, step=3, current=1.0, guard=Guard(reference="best"))
     assert (decision.chosen, decision.reference) == (0.8, 0.8)
+
+
+def admitted_fraction(*, drop, num_rollouts, hotter=(1.2,), trials=1000):
+    """Share of decisions that raise the temperature where each hotter one truly costs `drop` of the score.
+
+    128 problems of pass rates spread over 0 to 1, right-or-wrong scores drawn independently at each temperature."""
+    generator = np.random.Generator(np.random.PCG64(int(1000 * drop) + num_rollouts))
+    raised = 0
+    for _ in range(trials):
+        rates = generator.uniform(size=128)
+        drawn = {t: generator.binomial(num_rollouts, rates * (1 if t == 1.0 else 1 - drop)) for t in (1.0, *hotter)}
+        of_problems = {t: {str(p): c / num_rollouts for p, c in enumerate(right)} for t, right in drawn.items()}
+        raised += compare_temperatures(of_problems, step=0, current=1.0, guard=Guard()).changed
+    return raised / trials
+
+
+@pytest.mark.parametrize(
+    ("num_rollouts", "drop", "expected"),
+    [(16, 0.0, 0.18), (16, 0.01, 0.10), (16, 0.03, 0.02), (64, 0.0, 0.31), (64, 0.03, 0.003), (256, 0.0, 0.64)],
+)
+def test_temperatures_are_admitted_as_often_as_the_guard_states(num_rollouts, drop, expected):
+    found = admitted_fraction(drop=drop, num_rollouts=num_rollouts)
+    assert found == pytest.approx(expected, abs=0.04 if expected > 0.05 else 0.015)
+
+
+def test_three_temperatures_that_cost_too_much_admit_one_no_more_often_than_a_single_one():
+    found = admitted_fraction(drop=0.01, num_rollouts=16, hotter=(1.2, 1.3, 1.4))
+    assert found <= 0.1 + 2 * (0.1 * 0.9 / 1000) ** 0.5
+
+
+def test_a_temperature_above_one_that_is_not_admitted_is_not_taken():
+    readings = scores({1.0: 0.50, 1.2: 0.45, 1.4: 0.50}, noise=1e-4)
+    decision = compare_temperatures(readings, step=0, current=1.0, guard=Guard())
+    assert [reading.admissible for reading in decision.readings] == [True, False, True]
+    assert decision.chosen == 1.0
+
+
+@pytest.mark.parametrize("num_problems", [0, 1])
+def test_fewer_than_two_problems_decide_nothing(num_problems):
+    of_problems = {f"p{index}": 1.0 for index in range(num_problems)}
+    decision = compare_temperatures({1.0: of_problems, 1.2: of_problems}, step=3, current=1.0, guard=Guard())
+    assert (decision.chosen, decision.num_problems, decision.readings) == (1.0, num_problems, ())
+    assert "undecided" in decision.reason
+    json.dumps(asdict(decision), allow_nan=False)
 
 
 def test_an_undecided_difference_keeps_the_temperature():
@@ -163,11 +263,11 @@ def test_adaptive_asks_on_a_plateau_only_and_cools_down_after_a_decision():
         assert schedule.wants_evaluation(step) == ()
     for step in range(8, 16):
         schedule.observe(step, 0.5)
-    assert schedule.wants_evaluation(15) == (0.8, 1.0, 1.2, 1.4)
-    kept = schedule.decide(15, scores({0.8: 0.6, 1.0: 0.5, 1.2: 0.3, 1.4: 0.1}))
+    assert schedule.wants_evaluation(15) == (1.0, 1.2, 1.4)
+    kept = schedule.decide(15, scores({1.0: 0.5, 1.2: 0.3, 1.4: 0.1}))
     assert not kept.changed
     assert [bool(schedule.wants_evaluation(step)) for step in (15, 16, 17, 18)] == [False, False, False, True]
-    raised = schedule.decide(18, scores({0.8: 0.6, 1.0: 0.5, 1.2: 0.5, 1.4: 0.1}))
+    raised = schedule.decide(18, scores({1.0: 0.5, 1.2: 0.5, 1.4: 0.1}))
     assert (raised.chosen, schedule.value(19)) == (1.2, 1.2)
     assert schedule.wants_evaluation(30) == ()  # the window begins anew at the new temperature
 
@@ -183,9 +283,15 @@ def test_scores_that_cannot_be_compared_are_refused():
         MEMBERS["adaptive"]().observe(0, float("nan"))
     with pytest.raises(ValueError, match="must be positive"):
         Constant(0.0)
+    with pytest.raises(ValueError, match="confidence = 1"):
+        Guard(confidence=1.0)
+
+
+def _plateau(values, rule):
+    plateau = detect_plateau(values.tolist(), rule=rule)
+    assert plateau is not None
+    return plateau
 
 
 def _flat(values, rule):
-    plateau = detect_plateau(values.tolist(), rule=rule)
-    assert plateau is not None
-    return plateau.flat
+    return _plateau(values, rule).flat
