@@ -35,7 +35,6 @@ class Sizes:
     num_parameters: int
     num_trainable: int
     weight_bytes: int
-    trainable_bytes: int
     num_copied: int  # trainable weights below float32, which the optimizer copies
     cache_bytes_per_token: int
     vocabulary: int
@@ -68,7 +67,6 @@ def sizes_of(model: nn.Module) -> Sizes:
         num_parameters=sum(p.numel() for p in parameters),
         num_trainable=sum(p.numel() for p in trainable),
         weight_bytes=sum(p.nbytes for p in parameters),
-        trainable_bytes=sum(p.nbytes for p in trainable),
         num_copied=sum(p.numel() for p in trainable if p.dtype != torch.float32),
         cache_bytes_per_token=2 * text.num_hidden_layers * heads * head_size * base.dtype.itemsize,
         vocabulary=int(base.get_output_embeddings().weight.shape[0]),

@@ -16,7 +16,7 @@ from curricula import Curriculum, TemperatureSchedule, refill_deficit
 from grpo import checkpoint
 from grpo.batch import TrainedRollout
 from grpo.config import RunConfig
-from grpo.errors import Interrupted
+from grpo.errors import Interrupted, RewardError
 from grpo.evaluation import Evaluation, evaluate
 from grpo.folder import RunFolder
 from grpo.policy import Policy
@@ -81,17 +81,38 @@ class Trainer:
 
     def run(self) -> None:
         """Step until the run's last step, the curriculum's end or an early stop; the last state is always saved."""
-        while not self._is_over():
+        while not self.end_reason:
             self.step()
-            last = self._is_over()
-            stop = self._should_stop() and not last
-            if last or stop or self._progress.step % self._config.checkpoint.every_steps == 0:
+            reason = self.end_reason
+            stop = self._should_stop() and not reason
+            if reason:
+                self._parts.tracker.event(self._progress.step, "end", {"reason": reason})
+            if reason or stop or self._progress.step % self._config.checkpoint.every_steps == 0:
                 self.save()
             if stop:
                 raise Interrupted(
                     f"stopped after step {self._progress.step}; saved in {self._parts.folder.checkpoints}: "
                     "add --resume to go on"
                 )
+
+    @property
+    def end_reason(self) -> str:
+        """Why training is over, for people to read; empty while it is not."""
+        progress, curriculum, patience = self._progress, self._parts.curriculum, self._config.evaluation.patience
+        if progress.step >= self._config.train.steps:
+            return f"all {progress.step} steps are done"
+        if curriculum.finished:
+            return (
+                f"the curriculum has ended after step {progress.step} of {self._config.train.steps}: its last stage, "
+                f"{curriculum.stage_name}, ended with {curriculum.switch_reason}"
+            )
+        if patience is not None and progress.evaluations_since_best >= patience:
+            return (
+                f"stopped early after step {progress.step} of {self._config.train.steps}: "
+                f"{progress.evaluations_since_best} evaluations without a better pass@1 than {progress.best_value:.4f} "
+                f"at step {progress.best_step} (evaluation.patience = {patience})"
+            )
+        return ""
 
     def step(self) -> None:
         """One turn of the loop."""
@@ -102,6 +123,8 @@ class Trainer:
         groups = self._sample(temperature, stats)
         kept = [group for group in groups if not group.degenerate][: parts.stages[stage].problems_per_step]
         trained = self._updater.update(kept, step=progress.step, stats=stats)
+        if any(trained):
+            parts.rollouts.load_weights(parts.policy)
         self._log_rollouts(groups, trained)
         practised = parts.curriculum.metrics()  # of the stage that the step was in: its end may begin the next one
         parts.curriculum.end_step()
@@ -110,17 +133,16 @@ class Trainer:
             parts.temperature.observe(progress.step, metrics["reward/mean"])
         progress.step += 1
         metrics |= practised | parts.temperature.metrics() | self._evaluate()
+        if not any(trained):
+            parts.tracker.event(progress.step, "no_update", {"reason": _why_no_update(kept)})
+        if parts.curriculum.stage != stage:
+            self._begin_stage()
+        metrics |= self._choose_temperature()
         metrics |= {"sampling/temperature": temperature, "sampling/tokens_total": float(progress.sampled_tokens)}
         metrics["time/step"] = time.perf_counter() - started
         metrics |= _throughput(metrics)
         parts.tracker.log(progress.step, metrics)
         self._on_step({"step": progress.step, **metrics})
-        if not any(trained):
-            parts.tracker.event(progress.step, "no_update", {"reason": _why_no_update(kept)})
-        if parts.curriculum.stage != stage:
-            name = parts.curriculum.stage_name
-            parts.tracker.event(progress.step, "stage", {"stage": parts.curriculum.stage, "name": name})
-        self._choose_temperature()
 
     # --- sampling -------------------------------------------------------------------------------------------------
 
@@ -151,13 +173,21 @@ class Trainer:
             stats.add_count("time/reward", sampled.reward_seconds)
             stats.add_count("sampling/waves", 1)
         group_metrics(stats, groups, num_wanted=stage.problems_per_step)
-        check_lost(
-            lost_verdicts(groups),
-            num_verdicts=sum(len(group.rewards) for group in groups),
-            max_error_fraction=self._config.reward.max_error_fraction,
-            place=f"step {progress.step}",
-        )
+        self._check_verdicts(groups)
         return groups
+
+    def _check_verdicts(self, groups: Sequence[Group]) -> None:
+        """Raises RewardError past the allowed share of lost verdicts, once the rollouts that tell why are written."""
+        try:
+            check_lost(
+                lost_verdicts(groups),
+                num_verdicts=sum(len(group.rewards) for group in groups),
+                max_error_fraction=self._config.reward.max_error_fraction,
+                place=f"step {self._progress.step + 1}",
+            )
+        except RewardError:
+            self._log_rollouts(groups, trained=[])
+            raise
 
     # --- evaluation, best checkpoint, temperature -----------------------------------------------------------------
 
@@ -190,12 +220,21 @@ class Trainer:
             max_error_fraction=self._config.reward.max_error_fraction,
         )
 
-    def _choose_temperature(self) -> None:
-        """Let an adaptive schedule evaluate its grid when it wants to, and log what it decides."""
+    def _begin_stage(self) -> None:
+        """Say that the curriculum has switched, and why, to whom it concerns."""
+        curriculum = self._parts.curriculum
+        self._parts.temperature.begin_stage()
+        details = {"stage": curriculum.stage, "name": curriculum.stage_name, "reason": curriculum.switch_reason}
+        self._parts.tracker.event(self._progress.step, "stage", details)
+
+    def _choose_temperature(self) -> dict[str, float]:
+        """Let an adaptive schedule evaluate its grid when it wants to; logs what it decides, returns the time taken."""
         parts, config, step = self._parts, self._config.temperature, self._progress.step
-        grid = parts.temperature.wants_evaluation(step)
+        # After the last step there is nothing left to sample.
+        grid = () if self.end_reason else parts.temperature.wants_evaluation(step)
         if not grid:
-            return
+            return {}
+        started = time.perf_counter()
         scores = {
             temperature: self._evaluation(temperature=temperature, num_rollouts=config.rollouts_per_problem).scores
             for temperature in grid
@@ -205,14 +244,7 @@ class Trainer:
         scores = {t: {p: score for p, score in of_t.items() if p in common} for t, of_t in scores.items()}
         decision = parts.temperature.decide(step, scores)
         parts.tracker.event(step, "temperature", {"decision": asdict(decision)})
-
-    def _is_over(self) -> bool:
-        patience = self._config.evaluation.patience
-        return (
-            self._progress.step >= self._config.train.steps
-            or self._parts.curriculum.finished
-            or (patience is not None and self._progress.evaluations_since_best >= patience)
-        )
+        return {"time/temperature": time.perf_counter() - started}
 
     # --- what survives --------------------------------------------------------------------------------------------
 
@@ -237,6 +269,7 @@ class Trainer:
         self._parts.curriculum.load_state_dict(state["curriculum"])
         self._parts.temperature.load_state_dict(state["temperature"])
         self._parts.tracker.load_state_dict(state["tracker"])
+        self._parts.rollouts.load_weights(self._parts.policy)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything but weights and optimizer, as JSON can hold it. Noise needs no state: it is counted, not drawn."""

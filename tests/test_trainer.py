@@ -1,8 +1,10 @@
 """The loop on real models of two layers: what enters the loss, what is refilled and counted, and that it learns."""
 
+import copy
 import itertools
 import json
 import math
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -22,14 +24,16 @@ from grpo.evaluation import Estimate, evaluate
 from grpo.optim import Optimizer
 from grpo.policy import Policy
 from grpo.recipe import Run
+from grpo.sampling.native import NativeSampler
 from grpo.tracking.console import Console
 from grpo.trainer import Parts, Stage, Trainer
 from grpo.wiring import opened
 from rewards import soft_overlong_penalty
-from tests.runs import grpo, read_jsonl, small_run_config, small_run_file
+from tests.runs import grpo, outcome, read_jsonl, small_run_config, small_run_file
 
 LOOP = {"sft": None, "curriculum": {"kind": "uniform", "max_refill_waves": 1}, "evaluation.every_steps": 0}
 DIGITS = {"sampling.stop_strings": list("0123456789")}  # ends some completions of a model that has learned nothing
+NATIVE_INIT = NativeSampler.__init__
 COIN = "float(ord(completion[:1] or '!') % 2)"  # right for every other first character
 
 
@@ -155,7 +159,7 @@ def test_only_later_updates_are_scored_apart_and_none_where_the_old_log_probs_ar
 
 
 def test_with_the_samplers_old_log_probs_the_ratio_is_to_them_and_the_gap_is_of_the_first_update(tmp_path, monkeypatch):
-    """Sampler log-probs are moved by −0.1 nats: each ratio of the first update is exp(0.1), its KL exp(0.1) − 1 − 0.1."""
+    """Sampler log-probs are moved by −0.1 nats: each ratio of the first update is exp(0.1), the KL exp(0.1) − 1.1."""
     changes = {"train.old_logprobs": "sampler", "train.minibatches_per_step": 2, "optim.warmup_steps": 0}
     ratios: list[Tensor] = []
     logprobs: list[tuple[Tensor, Tensor]] = []
@@ -222,7 +226,7 @@ def test_updates_that_are_not_finite_are_skipped_counted_and_end_the_run_by_name
         poisoned = True
         loop.step()
         loop.step()
-        with pytest.raises(DivergenceError, match="3 updates in a row"):
+        with pytest.raises(DivergenceError, match="step 6: 3 updates in a row"):
             loop.step()
     rows = metrics_of(run.folder.path)
     assert [row["optim/skipped_updates"] for row in rows] == [1, 1, 0, 1, 1]
@@ -379,6 +383,11 @@ def test_lost_verdicts_are_counted_and_end_the_run_past_their_share(tmp_path, ca
     said = capsys.readouterr().err
     assert "reward.max_error_fraction = 0.05" in said
     assert "ZeroDivisionError" in said
+    assert "step 1: " in said
+    rows = rollouts_of(run, step=1)
+    assert len(rows) >= 4 * 4
+    assert {row["advantage"] for row in rows} == {None}
+    assert any("ZeroDivisionError" in row["detail"] for row in rows)
     assert RewardError.exit_code == 6
 
 
@@ -461,7 +470,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, values: Mapping[int, float]) -> No
     monkeypatch.setattr(trainer, "evaluate", fake)
 
 
-def test_training_stops_after_so_many_evaluations_without_a_better_one(tmp_path, monkeypatch):
+def test_training_stops_after_so_many_evaluations_without_a_better_one_and_says_so(tmp_path, monkeypatch, capsys):
     scripted(monkeypatch, {1: 0.2, 2: 0.5, 3: 0.5, 4: 0.4, 5: 0.9})
     changes = {"evaluation.every_steps": 1, "evaluation.patience": 2, "train.steps": 8}
     run = trained(tmp_path, **judged_by(tmp_path, COIN), **changes)
@@ -469,6 +478,10 @@ def test_training_stops_after_so_many_evaluations_without_a_better_one(tmp_path,
     assert (run / "checkpoints" / "step_000004").is_dir()
     assert grpo("train", tmp_path / "config.yaml", "--resume") == 0
     assert len(metrics_of(run)) == 4
+    (event,) = events_of(run, "end")
+    assert event["step"] == 4
+    assert "2 evaluations without a better pass@1 than 0.5000 at step 2" in event["reason"]
+    assert event["reason"] in capsys.readouterr().out.replace("\n", " ")
 
 
 def test_the_best_policy_is_kept_and_evaluated_where_that_is_asked(tmp_path, monkeypatch):
@@ -498,7 +511,10 @@ def test_an_adaptive_temperature_is_logged_and_is_what_later_rollouts_carry(tmp_
     (event,) = events_of(run, "temperature")
     assert event["step"] == 4
     assert (event["decision"]["current"], event["decision"]["chosen"]) == (1.0, 1.3)
-    assert [reading["temperature"] for reading in event["decision"]["readings"]] == [0.8, 1.0, 1.3]
+    assert [reading["temperature"] for reading in event["decision"]["readings"]] == [1.0, 1.3]
+    assert [row.get("time/temperature", 0) > 0 for row in metrics_of(run)] == [False] * 3 + [True] + [False] * 2
+    fourth = metrics_of(run)[3]
+    assert fourth["time/step"] > fourth["time/temperature"] + fourth["time/sampling"]
     assert [row["sampling/temperature"] for row in metrics_of(run)] == [1.0] * 4 + [1.3] * 2
     for step in range(1, 7):
         assert {row["temperature"] for row in rollouts_of(run, step=step)} == {1.0 if step <= 4 else 1.3}
@@ -510,6 +526,60 @@ def test_a_temperature_is_chosen_on_the_problems_that_have_a_verdict_at_every_te
     run = trained(tmp_path, **judged_by(tmp_path, judge), **{"temperature": adaptive, "train.steps": 5})
     (event,) = events_of(run, "temperature")
     assert 2 <= event["decision"]["num_problems"] < 8
+
+
+def test_no_temperature_is_evaluated_after_the_last_step(tmp_path):
+    adaptive = {"kind": "adaptive", "grid": [1.0, 1.3], "window_steps": 4, "rollouts_per_problem": 1}
+    run = trained(tmp_path, **judged_by(tmp_path, "1.0"), **{"temperature": adaptive, "train.steps": 4})
+    assert events_of(run, "temperature") == []
+    assert not any("time/temperature" in row for row in metrics_of(run))
+
+
+def test_a_temperature_stays_where_no_two_problems_have_a_verdict_at_each(tmp_path, monkeypatch):
+    """One validation problem has a verdict at 1.0, another at 1.3: nothing to compare, and no reason to stop."""
+    adaptive = {"kind": "adaptive", "grid": [1.0, 1.3], "window_steps": 4, "rollouts_per_problem": 1}
+
+    def fake(*arguments: Any, temperature: float, **options: Any) -> Any:
+        return replace(evaluate(*arguments, temperature=temperature, **options), scores={f"at {temperature}": 1.0})
+
+    monkeypatch.setattr(trainer, "evaluate", fake)
+    run = trained(tmp_path, **judged_by(tmp_path, "1.0"), **{"temperature": adaptive, "train.steps": 6})
+    (event,) = events_of(run, "temperature")
+    assert (event["decision"]["chosen"], event["decision"]["num_problems"]) == (1.0, 0)
+    assert "undecided" in event["decision"]["reason"]
+    assert [row["sampling/temperature"] for row in metrics_of(run)] == [1.0] * 6
+
+
+# --- the sampler's weights --------------------------------------------------------------------------------------------
+
+
+LOOKS = {"sft.gate_pass_at_1": 1e-3, "sft.gate_every_steps": 5, "sft.gate_rollouts": 16, "sft.learning_rate": 0.03}
+
+
+@pytest.mark.parametrize("start", [LOOKS, {"sft": None}], ids=["cold start", "base"])
+def test_an_engine_that_copies_the_weights_gets_them_wherever_they_change(tmp_path, monkeypatch, start):
+    """Looks at the cold start's gate, profile, training, a resume from a checkpoint, and both evaluations."""
+    changes = start | {"train.steps": 4, "optim.warmup_steps": 0}
+    outcomes = []
+    for name in ("shared", "copied"):
+        if name == "copied":
+            monkeypatch.setattr(NativeSampler, "__init__", _copies_at_first)
+            monkeypatch.setattr(NativeSampler, "load_weights", _copies_weights)
+        config = small_run_file(tmp_path / name, **changes)
+        run = tmp_path / name / "runs" / "small"
+        assert grpo("recipe", config) == 0
+        shutil.rmtree(run / "checkpoints" / "step_000004")
+        assert grpo("train", config, "--resume") == 0
+        outcomes.append(outcome(run))
+    assert outcomes[0] == outcomes[1]
+
+
+def _copies_at_first(self: NativeSampler, policy: Policy, *arguments: Any, **options: Any) -> None:
+    NATIVE_INIT(self, copy.deepcopy(policy), *arguments, **options)
+
+
+def _copies_weights(self: NativeSampler, policy: Policy) -> None:
+    self._policy = copy.deepcopy(policy)
 
 
 # --- it learns --------------------------------------------------------------------------------------------------------
