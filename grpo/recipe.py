@@ -194,6 +194,7 @@ def run_train(run: Run) -> None:
             run.tracker.event(0, "gate", {"pass@1": look["pass@1"], "sft_steps": look["step"]})
     folder.mark("train", finished=False)
     trainer.run()
+    run.console.say(f"train: {trainer.end_reason}")
     write_json(folder.trained, {"asked_steps": config.train.steps})
     folder.mark("train", finished=True)
 
@@ -296,6 +297,7 @@ def load_final(run: Run) -> int:
     path = best[-1] if best and run.config.evaluation.checkpoint == "best" else newest
     weights, _, _ = checkpoint.load(path, device=CPU)
     checkpoint.load_weights(run.policy.model, weights)
+    run.rollouts.load_weights(run.policy)
     run.console.say(f"eval: the final policy is {path}")
     return int(path.name.split("_")[1])
 
