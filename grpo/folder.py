@@ -1,26 +1,30 @@
 """The folder of a run: where everything lies, who may write to it, and which phases it already holds.
 
-A folder belongs to one config and to one process at a time. The lock is the operating system's, so it ends with its
-owner, however that ends."""
+A folder belongs to one config, to the problems that its sources held, and to one process at a time. The lock is the
+operating system's, so it ends with its owner, however that ends."""
 
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 from grpo.config import RunConfig, dump, fingerprint
-from grpo.errors import DiskError, RunFolderError
+from grpo.errors import ConfigError, DiskError, RunFolderError
 
 Phase = Literal["sft", "profile", "train", "eval", "report"]
 PHASES: tuple[Phase, ...] = ("sft", "profile", "train", "eval", "report")
 Start = Literal["new", "resume", "fresh"]
 
 COLD_START = "cold_start"
+PROBLEM_IDS = ".problem_ids"  # ends a name in the fingerprint: a source can hold other rows and be called the same
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO)
+RESUME = "then add --resume (the last checkpoint is whole)"
 _EVERY = ("run", "model", "chat", "data", "sampling", "reward")
 # The fields that each phase's results rest on: what a phase that stays was made with must not change.
 FIELDS: dict[Phase, tuple[str, ...]] = {
@@ -56,40 +60,50 @@ class RunFolder:
 
     @classmethod
     @contextmanager
-    def opened(cls, config: RunConfig, *, start: Start, phases: tuple[Phase, ...]) -> Iterator["RunFolder"]:
+    def opened(
+        cls, config: RunConfig, *, problem_ids: Mapping[str, Sequence[str]], start: Start, phases: tuple[Phase, ...]
+    ) -> Iterator["RunFolder"]:
         """The folder of `config`, locked for this process, with its config written.
 
-        `start` says what happens where a phase of `phases` was begun before: new refuses, resume goes on, fresh
-        deletes that phase and all later ones. Raises RunFolderError with the remedy."""
+        `problem_ids` are those of each source, such as data.train. `start` says what happens where a phase of `phases`
+        was begun before: new refuses, resume goes on, fresh deletes that phase and all later ones. Raises
+        RunFolderError with the remedy, ConfigError where the path cannot be a folder."""
         folder = cls(Path(config.run.folder) / config.run.name)
+        prints = _fingerprint(config, problem_ids)
+        folder._check_path()
         with named_disk_errors(folder.path):
             folder.path.mkdir(parents=True, exist_ok=True)
             lock = os.open(folder._lock, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             folder._take(lock)
-            os.ftruncate(lock, 0)
-            os.pwrite(lock, str(os.getpid()).encode(), 0)
-            # Before anything is deleted: what stays must be of this config.
-            folder._check(config, start=start, phases=phases)
-            if start == "fresh":
-                folder._forget(phases[0])
-            write_text(folder._fingerprint, json.dumps(fingerprint(config), indent=1))
+            with named_disk_errors(folder.path):
+                os.ftruncate(lock, 0)
+                os.pwrite(lock, str(os.getpid()).encode(), 0)
+                # Before anything is deleted: what stays must be of this config.
+                folder._check(prints, start=start, phases=phases)
+                if start == "fresh":
+                    folder._forget(phases[0])
+            write_text(folder._fingerprint, json.dumps(prints, indent=1))
             write_text(folder.config, dump(config))
             yield folder
         finally:
             os.close(lock)
 
     @classmethod
-    def check(cls, config: RunConfig, *, start: Start, phases: tuple[Phase, ...]) -> None:
+    def check(
+        cls, config: RunConfig, *, problem_ids: Mapping[str, Sequence[str]], start: Start, phases: tuple[Phase, ...]
+    ) -> None:
         """Raise what `opened` would, without writing anything: to be asked before a model is loaded."""
         folder = cls(Path(config.run.folder) / config.run.name)
+        folder._check_path()
         if folder._lock.is_file():
-            lock = os.open(folder._lock, os.O_RDONLY)
+            with named_disk_errors(folder._lock):
+                lock = os.open(folder._lock, os.O_RDONLY)
             try:
                 folder._take(lock)
             finally:
                 os.close(lock)
-        folder._check(config, start=start, phases=phases)
+        folder._check(_fingerprint(config, problem_ids), start=start, phases=phases)
 
     def begun(self) -> dict[str, bool]:
         """Phases that were begun, each with whether it was finished."""
@@ -113,7 +127,14 @@ class RunFolder:
                 f"{self.path} is in use by process {owner}; wait for it, stop it, or set another run.name"
             ) from error
 
-    def _check(self, config: RunConfig, *, start: Start, phases: tuple[Phase, ...]) -> None:
+    def _check_path(self) -> None:
+        in_the_way = next((p for p in (self.path, *self.path.parents) if p.exists() and not p.is_dir()), None)
+        if in_the_way is not None:
+            raise ConfigError(
+                f"run.folder, run.name: {in_the_way} is a file, so {self.path} cannot be a folder; set others"
+            )
+
+    def _check(self, prints: Mapping[str, str], *, start: Start, phases: tuple[Phase, ...]) -> None:
         held = [phase for phase in phases if phase in self.begun()]
         if start == "new" and held:
             raise RunFolderError(
@@ -121,10 +142,9 @@ class RunFolder:
                 "add --resume to go on with it, --fresh to delete it and start again, or set another run.name"
             )
         first = PHASES.index(phases[0]) if start == "fresh" else len(PHASES)
-        self._check_belongs(config, staying=PHASES[:first])
+        self._check_belongs(prints, staying=PHASES[:first])
 
-    def _check_belongs(self, config: RunConfig, *, staying: tuple[Phase, ...]) -> None:
-        prints = fingerprint(config)
+    def _check_belongs(self, prints: Mapping[str, str], *, staying: tuple[Phase, ...]) -> None:
         begun = [phase for phase in staying if phase in self.begun()]
         if not begun or not self._fingerprint.is_file():
             return
@@ -135,11 +155,18 @@ class RunFolder:
             for name in found.keys() | prints.keys()
             if found.get(name) != prints.get(name) and any(f"{name}.".startswith(f"{field}.") for field in fields)
         )
-        if differing:
+        if not differing:
+            return
+        if all(name.endswith(PROBLEM_IDS) for name in differing):
+            sources = ", ".join(name.removesuffix(PROBLEM_IDS) for name in differing)
             raise RunFolderError(
-                f"{self.path} holds {', '.join(begun)} of another config; it differs in {', '.join(differing)} "
-                f"(its own is {self.config}); set another run.name, or `grpo recipe --fresh` to delete them"
+                f"{self.path} holds {', '.join(begun)} of other problems: the rows of {sources} have changed since; "
+                "restore them, set another run.name, or `grpo recipe --fresh` to delete what it holds"
             )
+        raise RunFolderError(
+            f"{self.path} holds {', '.join(begun)} of another config; it differs in {', '.join(differing)} "
+            f"(its own is {self.config}); set another run.name, or `grpo recipe --fresh` to delete them"
+        )
 
     def _forget(self, first: Phase) -> None:
         """Delete phase `first` and every later one."""
@@ -161,6 +188,15 @@ class RunFolder:
         }
 
 
+def _fingerprint(config: RunConfig, problem_ids: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """The config's own, and a short hash of the problem ids of each source."""
+    ids = {
+        f"{source}{PROBLEM_IDS}": hashlib.blake2b("\n".join(of_source).encode(), digest_size=8).hexdigest()
+        for source, of_source in problem_ids.items()
+    }
+    return fingerprint(config) | ids
+
+
 def write_text(path: Path, text: str) -> None:
     """Replace a file as a whole or not at all, and have it on the disk when this returns. Raises DiskError."""
     with named_disk_errors(path):
@@ -178,13 +214,14 @@ def write_json(path: Path, value: Any) -> None:
 
 
 @contextmanager
-def named_disk_errors(path: Path) -> Iterator[None]:
-    """Turn the disk's refusals inside into a DiskError that names the place and the remedy."""
+def named_disk_errors(path: Path | None = None, *, then: str = RESUME) -> Iterator[None]:
+    """Turn the disk's refusals inside into a DiskError that names the place and the remedy.
+
+    The place is `path`, or where it is None what the error itself names; `then` ends the sentence of the remedy."""
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO):
+        if error.errno not in DISK_ERRORS:
             raise
-        raise DiskError(
-            f"{path}: {error.strerror}; make room or give permission, then add --resume (the last checkpoint is whole)"
-        ) from error
+        place = path or error.filename or "a file"
+        raise DiskError(f"{place}: {error.strerror}; make room or give permission, {then}") from error

@@ -3,7 +3,7 @@
 Whatever can be found wrong without sampling a token is found here, before anything expensive starts."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -43,7 +43,8 @@ def opened(
     sets = load_problem_sets(config.data, reward=reward, seed=config.run.seed)
     _check_column(config.evaluation.by_column, sets.heldout)
     traces = load_traces(config, sets, reward=reward, console=console) if config.sft is not None else []
-    RunFolder.check(config, start=start, phases=phases)
+    problem_ids = _problem_ids(sets, traces)
+    RunFolder.check(config, problem_ids=problem_ids, start=start, phases=phases)
     tokenizer = load_tokenizer(config.model)
     model = load_model(config.model, tokenizer=tokenizer, seed=config.run.seed, device=device)
     try:
@@ -61,7 +62,7 @@ def opened(
     )
     sampler = NativeSampler(policy, config.sampling, end_token_ids=chat.end_token_ids, tokenizer=tokenizer)
     with ExitStack() as stack:
-        folder = stack.enter_context(RunFolder.opened(config, start=start, phases=phases))
+        folder = stack.enter_context(RunFolder.opened(config, problem_ids=problem_ids, start=start, phases=phases))
         console.log_to(folder.log)
         pool = stack.enter_context(_pool(config.reward))
         tracker = Tracker(folder, config, fresh=start == "fresh", say=console.say)
@@ -114,6 +115,16 @@ def load_traces(config: RunConfig, sets: ProblemSets, *, reward: RewardSpec, con
     left_out = "".join(f"; {count} dropped: {why}" for why, count in dropped.items() if count)
     console.say(f"{len(unseen)} traces to learn from{left_out}")
     return unseen
+
+
+def _problem_ids(sets: ProblemSets, traces: Sequence[Problem]) -> dict[str, list[str]]:
+    sources = {
+        "data.train": sets.train,
+        "data.validation": sets.validation,
+        "data.heldout": sets.heldout,
+        "sft.traces": traces,
+    }
+    return {source: [problem.id for problem in problems] for source, problems in sources.items()}
 
 
 def _fitting(

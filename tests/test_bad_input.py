@@ -418,12 +418,48 @@ def files_of(run: Path) -> dict[str, bytes]:
     }
 
 
+def write_additions(path: Path, numbers: range) -> None:
+    rows = [{"prompt": f"{n}+{n}?", "answer": str(2 * n), "num_operations": 1} for n in numbers]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_a_run_folder_below_a_file_is_refused_before_anything_is_loaded(config, tmp_path, capsys):
+    (tmp_path / "notes").write_text("a file")
+    for folder, name in ((tmp_path / "notes" / "runs", "small"), (tmp_path, "notes")):
+        assert grpo("train", config(**{"run.folder": str(folder), "run.name": name})) == 2
+        said = capsys.readouterr().err
+        expected = (
+            f"run.folder, run.name: {tmp_path / 'notes'} is a file, so {folder / name} cannot be a folder; set others"
+        )
+        assert expected in said
+
+
 def test_a_phase_that_is_there_is_neither_overwritten_nor_gone_on_with_unasked(config, run, capsys):
     before = files_of(run)
     assert grpo("train", config()) == 4
     said = capsys.readouterr().err
     assert f"{run} already holds the phase train; add --resume to go on with it, --fresh to delete it" in said
     assert "or set another run.name" in said
+    assert files_of(run) == before
+
+
+@pytest.mark.parametrize(("command", "start"), [("train", "--resume"), ("eval", None), ("eval", "--fresh")])
+@pytest.mark.parametrize("changed", ["data.train", "data.heldout"])
+def test_rows_that_changed_under_the_same_name_are_refused_by_their_source(
+    config, tmp_path, capsys, command, start, changed
+):
+    for name, first in (("data.train", 0), ("data.heldout", 100)):
+        write_additions(tmp_path / f"{name}.jsonl", range(first, first + 20))
+    sources = {name: {"path": str(tmp_path / f"{name}.jsonl")} for name in ("data.train", "data.heldout")}
+    path = config(**sources)
+    assert grpo("train", path, "train.steps=1") == 0
+    run = tmp_path / "runs" / "small"
+    before = files_of(run)
+    write_additions(tmp_path / f"{changed}.jsonl", range(50, 70))
+    assert grpo(command, path, *([start] if start else [])) == 4
+    said = capsys.readouterr().err
+    rows = "data.train, data.validation" if changed == "data.train" else changed
+    assert f"{run} holds train of other problems: the rows of {rows} have changed since; restore them" in said
     assert files_of(run) == before
 
 
