@@ -5,18 +5,23 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from grpo.batch import TrainedRollout, micro_batches
 from grpo.config import SamplingConfig
 from grpo.model import load_tokenizer
 from grpo.policy import Policy
+from grpo.sampling import native
 from grpo.sampling.cache import SlotCache
 from grpo.sampling.native import NativeSampler
 from grpo.sampling.protocol import Completion, Request
+from grpo.sampling.restrict import kept_tokens
 from grpo.seeds import key
 from grpo.steering import Steering
 from grpo.tasks.list_machine import tokenizer
 from grpo.types import Rollout, StopReason
+from tests.chatml import chatml_tokenizer
 from tests.conftest import tiny_config, tiny_policy
 
 END = 95
@@ -56,7 +61,7 @@ def rollouts_of(requests: Sequence[Request], completions: Sequence[Completion]) 
                 token_ids=prompt + c.token_ids,
                 action_mask=(False,) * len(prompt) + (True,) * len(c.token_ids),
                 logprobs=zeros + c.logprobs,
-                kept=None if c.kept is None else ((),) * len(prompt) + c.kept,
+                kept=c.kept,
                 stop_reason=c.stop_reason,
                 temperature=requests[c.request].temperature,
                 policy_step=0,
@@ -121,6 +126,39 @@ def test_any_order_and_any_grouping_draw_the_same_tokens(policy, max_rows):
     assert {k: c.token_ids for k, c in found.items()} == {k: c.token_ids for k, c in expected.items()}
 
 
+@pytest.mark.parametrize("restriction", [{"top_k": 5}, {"top_p": 0.7}, {"top_k": 20, "top_p": 0.9, "min_p": 0.05}])
+def test_under_a_restriction_too_any_order_and_any_grouping_draw_the_same_tokens_of_the_same_sets(restriction):
+    policy = tiny_policy("qwen3")
+    requests = requests_of(12, rollouts=6)
+    expected = drawn(sampler_of(policy, max_rows=16, **restriction), requests)
+    shuffled = [Request(r.prompt_ids, (k,), r.temperature) for r in requests for k in r.keys]
+    random.Random(1).shuffle(shuffled)
+    for max_rows in (8, 512):
+        found = drawn(sampler_of(policy, max_rows=max_rows, **restriction), shuffled)
+        assert {k: (c.token_ids, c.kept) for k, c in found.items()} == {
+            k: (c.token_ids, c.kept) for k, c in expected.items()
+        }
+
+
+@pytest.mark.parametrize("restriction", [{}, {"top_k": 20, "top_p": 0.9}])
+def test_in_bfloat16_sampler_and_trainer_log_probs_agree_to_its_own_rounding(policy, restriction):
+    """A number of bfloat16 has 8 bits: rounding the largest logit once moves it by up to 1/256 of its size.
+
+    That is the bound, 0.025 to 0.16 nats, where float32 is held to 1e-5; models this small are measured at 1e-4."""
+    policy.to(torch.bfloat16)
+    requests = requests_of(6, rollouts=5)
+    completions = list(sampler_of(policy, **restriction).sample(requests))
+    rollouts = rollouts_of(requests, completions)
+    trained = [TrainedRollout(rollout=r, advantage=1.0, group_tokens=r.num_actions) for r in rollouts]
+    (batch,) = micro_batches(
+        [trained], tokens_per_micro_batch=10_000, limit_tokens=24, aggregation="token", device=torch.device("cpu")
+    )
+    with torch.no_grad():
+        largest = float(policy.head(policy.hidden(batch.input_ids)[batch.predicts_action]).abs().max())
+        gap = float((policy(batch)[0] - batch.sampler_logprobs).abs().max())
+    assert gap < largest / 256
+
+
 def test_other_keys_draw_other_tokens():
     policy = tiny_policy("llama")
     one, two = (drawn(sampler_of(policy), [Request((1, 2), (k,), 1.0)])[k].token_ids for k in (key("a"), key("b")))
@@ -156,6 +194,158 @@ def test_end_token_stop_string_and_limit_are_told_apart():
         assert (c.stop_reason is StopReason.STOP_STRING) == decoded.endswith(("7", "ab"))
         assert "7" not in decoded[:-1]
         assert c.stop_reason is not StopReason.LIMIT or len(c.token_ids) == 24
+
+
+# --- stop strings -----------------------------------------------------------------------------------------------------
+
+STORY = "one two three STOP four five six"
+
+
+def metaspace_tokenizer(texts: Sequence[str], *, vocab_size: int) -> PreTrainedTokenizerBase:
+    """A BPE in the manner of SentencePiece: a space is the beginning of the word after it."""
+    bpe = Tokenizer(models.BPE(unk_token="<unk>"))
+    bpe.pre_tokenizer = pre_tokenizers.Metaspace()
+    bpe.decoder = decoders.Metaspace()
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=["<unk>", "</s>"], show_progress=False)
+    bpe.train_from_iterator(texts, trainer=trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="</s>", unk_token="<unk>")
+
+
+TOKENIZERS = {
+    # Of words, and of letters and pairs.
+    "byte-level words": lambda: chatml_tokenizer([STORY] * 9, vocab_size=600),
+    "byte-level pieces": lambda: chatml_tokenizer([STORY] * 9, vocab_size=263),
+    "metaspace words": lambda: metaspace_tokenizer([STORY + " a"] * 9, vocab_size=200),
+    "metaspace pieces": lambda: metaspace_tokenizer([STORY + " a"] * 9, vocab_size=26),
+}
+
+
+@pytest.mark.parametrize("stop", ["STOP ", "STOP", " three S", "e STOP f", "wo three STOP fo", " "])
+@pytest.mark.parametrize("name", sorted(TOKENIZERS))
+def test_a_completion_ends_at_the_first_token_with_which_its_text_holds_the_stop_string(monkeypatch, name, stop):
+    text = TOKENIZERS[name]()
+    script = text.encode(STORY, add_special_tokens=False)
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = LlamaConfig(vocab_size=len(text), **sizes)
+    policy = Policy(LlamaForCausalLM(config).eval())
+    sampler = NativeSampler(
+        policy,
+        SamplingConfig(max_completion_tokens=len(script), stop_strings=[stop]),
+        end_token_ids=[text.eos_token_id],
+        tokenizer=text,
+    )
+
+    def scripted(keys: torch.Tensor, positions: torch.Tensor, *, vocabulary: int) -> torch.Tensor:
+        wanted = torch.tensor(script)[positions.clamp(max=len(script) - 1)]
+        return 1e6 * torch.nn.functional.one_hot(wanted, vocabulary)
+
+    monkeypatch.setattr(native, "gumbel", scripted)
+    (completion,) = sampler.sample([Request((3,), (1,), 1.0)])
+    shortest = next(n for n in range(1, len(script) + 1) if stop in text.decode(script[:n]))
+    assert completion.token_ids == tuple(script[:shortest])
+    assert completion.stop_reason is StopReason.STOP_STRING
+    assert shortest < len(script)
+
+
+def test_the_stop_strings_of_these_tests_span_several_tokens_of_each_tokenizer():
+    for make in TOKENIZERS.values():
+        pieces = [make().decode([token]) for token in make().encode(STORY, add_special_tokens=False)]
+        assert not any("wo three STOP fo" in piece or "e STOP f" in piece for piece in pieces)
+
+
+# --- which tokens are left --------------------------------------------------------------------------------------------
+
+FOUR = (0.5, 0.3, 0.15, 0.05)
+SIX = (0.4, 0.25, 0.15, 0.1, 0.06, 0.04)
+TIED = (0.3, 0.15, 0.15, 0.15, 0.15, 0.1)
+
+
+def kept_ranks(probabilities: Sequence[float], *, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0) -> set[int]:
+    """Places, from the likeliest, of the tokens that are left; the same with the ids in any order."""
+    found = set()
+    for seed in range(5):
+        order = random.Random(seed).sample(range(len(probabilities)), len(probabilities))
+        logits = torch.tensor([[probabilities[rank] for rank in order], probabilities]).log() + 3
+        mask = kept_tokens(logits, top_k=top_k, top_p=top_p, min_p=min_p)
+        assert mask is not None
+        in_rank_order = tuple(mask[1].nonzero().flatten().tolist())
+        if len(set(probabilities)) == len(probabilities):
+            assert {order[i] for i in mask[0].nonzero().flatten().tolist()} == set(in_rank_order)
+        found.add(in_rank_order)
+    (ranks,) = found
+    return set(ranks)
+
+
+@pytest.mark.parametrize(
+    ("top_p", "expected"),
+    [
+        (0.01, {0}),
+        (0.49, {0}),
+        (0.51, {0, 1}),
+        (0.79, {0, 1}),
+        (0.81, {0, 1, 2}),
+        (0.94, {0, 1, 2}),
+        (0.96, {0, 1, 2, 3}),
+    ],
+)
+def test_top_p_leaves_the_fewest_tokens_that_have_it_together(top_p, expected):
+    assert kept_ranks(FOUR, top_p=top_p) == expected
+
+
+def test_top_p_is_reached_exactly_by_tokens_whose_sum_it_is():
+    exact = (0.5, 0.25, 0.125, 0.125)  # without rounding in any float
+    assert kept_ranks(exact, top_p=0.75) == {0, 1}
+
+
+@pytest.mark.parametrize("top_k", [1, 2, 3, 4, 5])
+def test_top_k_leaves_exactly_k_tokens_and_the_likeliest_ones(top_k):
+    assert kept_ranks(SIX, top_k=top_k) == set(range(top_k))
+
+
+@pytest.mark.parametrize("top_k", [1, 2, 3, 4, 5])
+def test_among_ties_top_k_still_leaves_exactly_k_tokens(top_k):
+    kept = kept_ranks(TIED, top_k=top_k)
+    assert len(kept) == top_k
+    assert 0 in kept
+    assert top_k == 6 or 5 not in kept
+
+
+def test_a_top_k_of_the_whole_vocabulary_or_more_leaves_everything():
+    assert kept_ranks(SIX, top_k=6) == kept_ranks(SIX, top_k=100) == set(range(6))
+
+
+@pytest.mark.parametrize(
+    ("min_p", "expected"),
+    [(0.05, {0, 1, 2, 3}), (0.11, {0, 1, 2}), (0.29, {0, 1, 2}), (0.31, {0, 1}), (0.59, {0, 1}), (0.61, {0})],
+)
+def test_min_p_leaves_what_has_that_share_of_the_likeliest_ones_probability(min_p, expected):
+    assert kept_ranks(FOUR, min_p=min_p) == expected
+
+
+@pytest.mark.parametrize(
+    ("restriction", "expected"),
+    [
+        # Of the four that top-k leaves, renormalised, two have 0.72 and three have 0.89; of all six, two have 0.65.
+        ({"top_k": 4, "top_p": 0.7}, {0, 1}),
+        ({"top_p": 0.7}, {0, 1, 2}),
+        ({"top_k": 4, "top_p": 0.8}, {0, 1, 2}),
+        ({"top_k": 2, "top_p": 0.99, "min_p": 0.01}, {0, 1}),
+        # 0.25 and 0.15 are 0.625 and 0.375 of 0.4.
+        ({"top_k": 4, "top_p": 0.8, "min_p": 0.3}, {0, 1, 2}),
+        ({"top_k": 4, "top_p": 0.8, "min_p": 0.4}, {0, 1}),
+        ({"top_k": 4, "top_p": 0.8, "min_p": 0.63}, {0}),
+        ({"top_k": 5, "top_p": 0.97, "min_p": 0.2}, {0, 1, 2, 3}),
+    ],
+)
+def test_top_k_top_p_and_min_p_together_leave_what_hand_counting_leaves(restriction, expected):
+    assert kept_ranks(SIX, **restriction) == expected
+
+
+def test_with_all_three_off_there_is_no_mask():
+    assert kept_tokens(torch.zeros(2, 6), top_k=0, top_p=1.0, min_p=0.0) is None
+
+
+# --- steering and adapters --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2"])
@@ -225,9 +415,31 @@ def test_each_prompt_is_prefilled_once_even_where_a_group_is_cut_by_the_rows(max
 
     requests = requests_of(3, rollouts=20)
     expected = drawn(sampler_of(policy, max_rows=512), requests)
+    sampler = sampler_of(policy, max_rows=max_rows)
     monkeypatch.setattr(Policy, "hidden", counting)
-    assert drawn(sampler_of(policy, max_rows=max_rows), requests).keys() == expected.keys()
+    assert drawn(sampler, requests).keys() == expected.keys()
     assert sum(prefilled) == 3
+
+
+@pytest.mark.parametrize("prefill_tokens", [1, 20, 50, 10_000])
+def test_a_prefill_holds_no_more_tokens_than_asked_for_unless_one_prompt_is_longer(prefill_tokens, monkeypatch):
+    policy = tiny_policy("llama")
+    sampler = sampler_of(policy, max_rows=64, prefill_tokens=prefill_tokens)
+    shapes: list[tuple[int, int]] = []
+    original = Policy.hidden
+
+    def noting(self: Policy, input_ids: torch.Tensor, **options: object) -> torch.Tensor:
+        if options.get("position_ids") is None:
+            shapes.append((input_ids.shape[0], input_ids.shape[1]))
+        return original(self, input_ids, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Policy, "hidden", noting)
+    requests = requests_of(12, rollouts=2)
+    list(sampler.sample(requests))
+    assert sum(rows for rows, _ in shapes) == 12
+    assert all(rows == 1 or rows * length <= prefill_tokens for rows, length in shapes)
+    assert (len(shapes) == 1) == (prefill_tokens == 10_000)
+    assert (len(shapes) == 12) == (prefill_tokens == 1)
 
 
 def test_attention_looks_no_further_than_the_longest_row_however_many_have_gone_through(monkeypatch):

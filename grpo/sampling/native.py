@@ -29,8 +29,9 @@ from grpo.types import KeptSets, StopReason
 # on CPU), so a batch is never packed below this.
 MIN_ROWS = 8
 CAPACITY_STEP_TOKENS = 128
-# Share of the logits' spread by which a decode may differ from a forward: far above rounding, far below a wrong mask.
-DECODING_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05}
+# Share of the logits' spread by which a decode may differ from a forward: above rounding (in bfloat16 0.03 at 28
+# layers), below what a wrong mask or position does to a model with opinions.
+DECODING_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 
 
 class NativeSampler:
