@@ -13,8 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from grpo.config import RunConfig, load, schema
-from grpo.errors import ConfigError, DiskError, Interrupted, OutOfMemoryError, RunError
+from grpo.config import RewardConfig, RunConfig, load, schema
+from grpo.errors import ConfigError, Interrupted, OutOfMemoryError, RunError
+from grpo.folder import PHASES, RESUME, named_disk_errors
 
 RUN_COMMANDS = {
     "recipe": "the whole of it: cold start, profile, two-stage training, evaluation, report",
@@ -23,6 +24,8 @@ RUN_COMMANDS = {
     "train": "the loop alone, from the cold start or the model of the config",
     "eval": "pass@k and avg@k with intervals on the held-out problems",
 }
+OUT_OF_MEMORY = ("DefaultCPUAllocator", "out of memory", "STATUS_ALLOC_FAILED")
+"""What torch's RuntimeErrors say where memory is short: its CPU allocator, a device's driver, cuBLAS and cuDNN."""
 EPILOG = """exit codes:
   0 success                  5 the cold start missed its gate      9 disk full or not writable
   1 a bug of ours            6 too many verifier failures         10 no usable checkpoint
@@ -52,14 +55,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     # What transformers and trl will rename one day is no business of who starts a run.
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|trl")
     try:
-        _COMMANDS[arguments.command](arguments)
+        with named_disk_errors(then=RESUME if arguments.command in RUN_COMMANDS else "and try again"):
+            _COMMANDS[arguments.command](arguments)
+            sys.stdout.flush()
     except RunError as error:
         print(f"grpo {arguments.command}: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print(f"grpo {arguments.command}: stopped at once; --resume goes on from the last checkpoint", file=sys.stderr)
+        print(f"grpo {arguments.command}: stopped at once{_how_to_go_on(arguments.command)}", file=sys.stderr)
+        return Interrupted.exit_code
+    except BrokenPipeError:  # a reader such as head has seen enough; nor may Python's own last flush fail
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if arguments.command not in RUN_COMMANDS:
+            return 0
+        print(f"grpo {arguments.command}: nobody reads what it says{_how_to_go_on(arguments.command)}", file=sys.stderr)
         return Interrupted.exit_code
     return 0
+
+
+def _how_to_go_on(command: str) -> str:
+    return "; --resume goes on from the last checkpoint" if command in RUN_COMMANDS else ""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -88,9 +103,20 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("file", type=Path, help='JSON lines: {"completion": ..., "answer": ..., ...}')
     score.add_argument("--output", type=Path, help="write the scored rows here instead of standard output")
     score.add_argument("--options", default="{}", help="options of the reward, as JSON")
-    score.add_argument("--workers", type=int, default=2, help="verifier processes (default 2)")
-    score.add_argument("--timeout-seconds", type=float, default=5.0, help="limit of one verdict (default 5)")
+    _add_limits(score)
     return parser
+
+
+def _add_limits(score: argparse.ArgumentParser) -> None:
+    """What bounds a verifier, as in training: the defaults are those of the section reward."""
+    limits = (
+        ("workers", int, "verifier processes"),
+        ("timeout_seconds", float, "limit of one verdict"),
+        ("memory_limit_mb", int, "address space of a verifier process; 0 has no limit"),
+    )
+    for field, kind, text in limits:
+        default = RewardConfig.model_fields[field].default
+        score.add_argument(f"--{field.replace('_', '-')}", type=kind, default=default, help=f"{text} ({default})")
 
 
 def _add_config(command: argparse.ArgumentParser) -> None:
@@ -104,7 +130,6 @@ def _run_phases(arguments: argparse.Namespace) -> None:
     config = _config(arguments)
     # Imported here, after the config is known to be good: torch takes seconds, and a typo should not cost them.
     from grpo import recipe as phases
-    from grpo.folder import PHASES
     from grpo.tracking.console import Console
     from grpo.wiring import opened
 
@@ -168,6 +193,7 @@ def _score(arguments: argparse.Namespace) -> None:
         options_json=arguments.options,
         workers=arguments.workers,
         timeout_seconds=arguments.timeout_seconds,
+        memory_limit_mb=arguments.memory_limit_mb,
     )
 
 
@@ -207,14 +233,14 @@ def _stop_on_signals() -> Iterator[Callable[[], bool]]:
 
 @contextmanager
 def _named_memory_errors(config: RunConfig) -> Iterator[None]:
-    """Give running out of memory its name and the numbers to lower; torch has three ways of saying it."""
+    """Give running out of memory its name and the numbers to lower; torch has many ways of saying it."""
     import torch
 
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         named = isinstance(error, torch.OutOfMemoryError | MemoryError)
-        if not named and "DefaultCPUAllocator" not in str(error):
+        if not named and not any(said in str(error) for said in OUT_OF_MEMORY):
             raise
         raise OutOfMemoryError(
             f"out of memory ({str(error)[:200] or type(error).__name__}). While sampling, lower sampling.max_rows "
@@ -222,12 +248,6 @@ def _named_memory_errors(config: RunConfig) -> Iterator[None]:
             f"({config.train.tokens_per_micro_batch}) or set model.activation_checkpointing=true; in the cold start, "
             "lower sft.micro_batch_size. Then add --resume"
         ) from error
-    except OSError as error:
-        if error.errno == 28:
-            raise DiskError(
-                f"disk full ({error}); make room, then add --resume (the last checkpoint is whole)"
-            ) from error
-        raise
 
 
 if __name__ == "__main__":

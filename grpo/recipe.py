@@ -230,7 +230,8 @@ def run_eval(run: Run) -> None:
 
 def run_report(run: Run) -> Path:
     """One self-contained HTML file; returns its path."""
-    path = write_report(run.folder.path)
+    with named_disk_errors(run.folder.report):
+        path = write_report(run.folder.path)
     run.folder.mark("report", finished=True)
     return path
 

@@ -3,7 +3,6 @@
 What a row becomes is `rewards.score`'s work; here are the command's arguments, its output and its progress."""
 
 import json
-import os
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -15,7 +14,8 @@ from typing import Any, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from grpo.errors import ConfigError, DataError, DiskError
+from grpo.errors import ConfigError, DataError
+from grpo.folder import named_disk_errors
 from rewards import Pool, RewardSpec, build_spec
 from rewards.score import read_jsonl_rows, score_rows
 
@@ -23,22 +23,31 @@ SHOWN_DETAILS = 3
 
 
 def score_file(
-    reward: str, file: Path, *, output: Path | None, options_json: str, workers: int, timeout_seconds: float
+    reward: str,
+    file: Path,
+    *,
+    output: Path | None,
+    options_json: str,
+    workers: int,
+    timeout_seconds: float,
+    memory_limit_mb: int,
 ) -> None:
     """Score the rows of `file` with `reward` (a name, or FILE.py:FUNCTION), one for one and in order, as JSON lines.
 
     They go to `output`, or to standard output; progress and a summary go to standard error. A row that cannot be
-    scored is a row with status error. Raises ConfigError for a reward, options or limits that cannot be, DataError
-    when the file cannot be read, DiskError when the output cannot be written."""
+    scored is a row with status error. `file` is read once and may be a pipe. Raises ConfigError for a reward, options
+    or limits that cannot be, DataError when the file cannot be read, DiskError when the output cannot be written."""
     spec = _spec(reward, options_json)
-    if workers < 0 or not timeout_seconds > 0:
+    if workers < 0 or not timeout_seconds > 0 or memory_limit_mb < 0:
         raise ConfigError(
-            f"--workers = {workers}, --timeout-seconds = {timeout_seconds}: workers must be at least 0, seconds above 0"
+            f"--workers = {workers}, --timeout-seconds = {timeout_seconds}, --memory-limit-mb = {memory_limit_mb}: "
+            "workers must be at least 0, seconds above 0, megabytes at least 0 (0 has no limit)"
         )
     if output is not None and output.resolve() == file.resolve():
         raise ConfigError(f"--output = {str(output)!r} is the file that is read; name another one")
     try:
-        num_rows = sum(1 for _ in read_jsonl_rows(file))
+        # A pipe can be read once only, and nobody knows how much is in it.
+        num_rows = sum(1 for _ in read_jsonl_rows(file)) if file.is_file() else None
         rows = read_jsonl_rows(file)
     except OSError as error:
         raise DataError(f"{file}: cannot be read ({error.strerror}); give a file of JSON lines") from error
@@ -48,7 +57,7 @@ def score_file(
     values: list[float] = []
     with (
         _opened(output) as out,
-        Pool(workers=workers, timeout_seconds=timeout_seconds) as pool,
+        Pool(workers=workers, timeout_seconds=timeout_seconds, memory_limit_mb=memory_limit_mb) as pool,
         _progress(console) as progress,
     ):
         task = progress.add_task("scored", total=num_rows)
@@ -92,21 +101,15 @@ def _summary(title: str, *, statuses: Mapping[str, int], values: list[float]) ->
 @contextmanager
 def _opened(output: Path | None) -> Iterator[TextIO]:
     if output is None:
-        try:
-            yield sys.stdout
-            sys.stdout.flush()
-        except BrokenPipeError:  # a reader such as head has seen enough; nor may Python's own last flush fail
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        yield sys.stdout
         return
     try:
-        with output.open("w", encoding="utf-8") as file:
+        with named_disk_errors(output, then="and score again"), output.open("w", encoding="utf-8") as file:
             yield file
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         raise ConfigError(
             f"--output = {str(output)!r}: {error.strerror}; name a file in a folder that is there"
         ) from error
-    except OSError as error:
-        raise DiskError(f"{output}: {error.strerror}; make room or give permission, and score again") from error
 
 
 def _progress(console: Console) -> Progress:

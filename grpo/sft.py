@@ -77,7 +77,7 @@ def cold_start(
         looked = ", ".join(f"{value:.3f} at step {step}" for step, value in gate.looks[-3:])
         raise GateError(
             f"sft.gate_pass_at_1 = {config.gate_pass_at_1} was not reached in sft.max_steps = {config.max_steps} "
-            f"(pass@1 {looked}); raise max_steps, add traces, or lower the gate"
+            f"(pass@1 {looked}); raise max_steps, add traces, or lower the gate, and begin it again with --fresh"
         )
     return ColdStart(steps=int(trainer.state.global_step), looks=tuple(gate.looks))
 

@@ -3,8 +3,12 @@
 And nothing is lost by it: what is wrong from the start is found before a folder is made, and what goes wrong on the way
 leaves everything that was saved."""
 
+import errno
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +16,7 @@ import pytest
 import torch
 import yaml
 
+from grpo import cli
 from grpo.sampling.native import NativeSampler
 from tests.chatml import chatml_tokenizer
 from tests.runs import grpo, read_jsonl, small_run_fields
@@ -375,7 +380,7 @@ def test_a_gate_that_is_not_reached_ends_the_run_with_what_was_reached(config, t
     said = capsys.readouterr().err
     assert "sft.gate_pass_at_1 = 1.0 was not reached in sft.max_steps = 2 (pass@1 0." in said
     assert "at step 1, 0." in said
-    assert "raise max_steps, add traces, or lower the gate" in said
+    assert "raise max_steps, add traces, or lower the gate, and begin it again with --fresh" in said
     assert not (tmp_path / "runs" / "small" / "checkpoints").exists()
 
 
@@ -524,6 +529,83 @@ def test_an_evaluation_without_a_training_says_which_policy_it_takes(config, cap
     assert expected in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("name", ["evals", "rollouts", ".lock"])
+def test_a_disk_that_refuses_a_folder_or_a_lock_is_named(config, tmp_path, monkeypatch, capsys, name):
+    make, open_file = Path.mkdir, os.open
+    read_only = OSError(errno.EROFS, os.strerror(errno.EROFS), str(tmp_path / name))
+
+    def refusing_mkdir(self: Path, *arguments: Any, **options: Any) -> None:
+        if self.name == name:
+            raise read_only
+        make(self, *arguments, **options)
+
+    def refusing_open(path: Any, *arguments: Any, **options: Any) -> int:
+        if str(path).endswith(name):
+            raise read_only
+        return open_file(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "mkdir", refusing_mkdir)
+    monkeypatch.setattr(os, "open", refusing_open)
+    assert grpo("recipe", config(**{"train.steps": 1})) == 9
+    said = capsys.readouterr().err
+    assert "Read-only file system; make room or give permission, then add --resume" in said
+    assert str(tmp_path) in said
+
+
+def test_a_disk_error_that_nobody_named_closer_names_the_file_itself(config, monkeypatch, capsys):
+    def full(self: NativeSampler, requests: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/cache/file")
+
+    monkeypatch.setattr(NativeSampler, "sample", full)
+    assert grpo("train", config()) == 9
+    assert "grpo train: /cache/file: No space left on device; make room" in capsys.readouterr().err
+
+
+def test_a_report_that_finds_no_room_is_named(run, monkeypatch, capsys):
+    write = Path.write_text
+
+    def full(self: Path, *arguments: Any, **options: Any) -> int:
+        if ".report.html" in self.name:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self))
+        return write(self, *arguments, **options)
+
+    monkeypatch.setattr(Path, "write_text", full)
+    assert grpo("report", run) == 9
+    said = capsys.readouterr().err
+    assert f"grpo report: {run}/.report.html." in said
+    assert "No space left on device; make room or give permission, and try again" in said
+    assert "--resume" not in said
+
+
+# --- readers and keys ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["check", "report", "score"])
+def test_a_command_that_keeps_nothing_promises_no_resume_when_it_is_stopped(monkeypatch, capsys, command):
+    def stopped(arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(cli._COMMANDS, command, stopped)
+    assert grpo(command, *["list_machine", "rows.jsonl"][: 2 if command == "score" else 1]) == 130
+    assert capsys.readouterr().err == f"grpo {command}: stopped at once\n"
+
+
+def in_a_shell(command: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, timeout=120)
+
+
+def test_a_check_whose_reader_has_seen_enough_ends_without_a_word(config):
+    done = in_a_shell(f"{sys.executable} -m grpo.cli check {config()} | true")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_run_whose_reader_is_gone_says_how_to_go_on(config):
+    done = in_a_shell(f"{sys.executable} -m grpo.cli train {config()} | true")
+    assert done.returncode == 130
+    assert done.stderr.endswith("grpo train: nobody reads what it says; --resume goes on from the last checkpoint\n")
+    assert "Traceback" not in done.stderr
+
+
 # --- memory ----------------------------------------------------------------------------------------------------------
 
 OUT_OF_MEMORY = [
@@ -532,10 +614,13 @@ OUT_OF_MEMORY = [
         "[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried to allocate"
     ),
     MemoryError(),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+    getattr(torch, "AcceleratorError", RuntimeError)("CUDA error: out of memory"),
 ]
 
 
-@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: str(error)[:40])
 def test_running_out_of_memory_names_what_to_lower_and_a_resume_may_lower_it(
     config, tmp_path, monkeypatch, capsys, error
 ):

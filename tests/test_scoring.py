@@ -8,6 +8,9 @@ from typing import Any
 
 import pytest
 
+from grpo import scoring
+from grpo.config import RewardConfig
+from rewards import Pool
 from rewards.list_machine import prompt_of
 from tests.runs import grpo, read_jsonl
 
@@ -124,6 +127,7 @@ def test_an_empty_file_gives_no_rows_and_success(file_of, capsys):
         (["list_machine", "--options", "[1]"], 2, "must be a JSON object, such as {}"),
         (["list_machine", "--workers", "-1"], 2, "workers must be at least 0"),
         (["list_machine", "--timeout-seconds", "0"], 2, "seconds above 0"),
+        (["list_machine", "--memory-limit-mb", "-1"], 2, "--memory-limit-mb = -1"),
         (["list_machine", "--output", "{file}"], 2, "is the file that is read; name another one"),
         (["list_machine", "--output", "{folder}/none/out.jsonl"], 2, "name a file in a folder that is there"),
         (["list_machine", "--output", "/dev/full"], 9, "No space left on device; make room"),
@@ -149,6 +153,37 @@ def test_a_file_that_cannot_be_read_is_a_data_error(tmp_path, capsys):
     assert "cannot be read (No such file or directory); give a file of JSON lines" in capsys.readouterr().err
     assert grpo("score", "list_machine", tmp_path) == 3
     assert "cannot be read (Is a directory)" in capsys.readouterr().err
+
+
+def test_rows_from_a_pipe_are_scored(file_of):
+    file = file_of(*LIST_ROWS)
+    command = f"{sys.executable} -m grpo.cli score list_machine <(cat {file}) --workers 0"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+    assert [json.loads(line)["reward"] for line in done.stdout.splitlines()] == [1.0, 0.0, 0.0]
+    assert "3 rows: 3 scored" in done.stderr
+
+
+def test_a_verifier_has_the_limits_that_training_gives_it_unless_others_are_asked_for(file_of, monkeypatch):
+    made: list[dict[str, Any]] = []
+
+    def pool(**limits: Any) -> Pool:
+        made.append(limits)
+        return Pool(**limits | {"workers": 0})
+
+    monkeypatch.setattr(scoring, "Pool", pool)
+    assert grpo("score", "list_machine", file_of(*LIST_ROWS)) == 0
+    asked = ("--workers", 1, "--timeout-seconds", 2.5, "--memory-limit-mb", 0)
+    assert grpo("score", "list_machine", file_of(*LIST_ROWS), *map(str, asked)) == 0
+    training = RewardConfig(name="list_machine").model_dump(include={"workers", "timeout_seconds", "memory_limit_mb"})
+    assert made == [training, {"workers": 1, "timeout_seconds": 2.5, "memory_limit_mb": 0}]
+
+
+def test_a_full_disk_behind_standard_output_is_named(file_of):
+    command = f"{sys.executable} -m grpo.cli score list_machine {file_of(*LIST_ROWS)} --workers 0 > /dev/full"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert done.returncode == 9
+    assert "No space left on device; make room or give permission, and try again" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_reader_that_has_seen_enough_ends_the_command_without_a_traceback(file_of):

@@ -21,11 +21,17 @@ from grpo.folder import named_disk_errors
 SECONDS_BETWEEN_LINES = 10.0
 
 
+class _RichConsole(RichConsole):
+    def on_broken_pipe(self) -> None:
+        """rich's hook for a reader that is gone (it would end the process without a word): `grpo.cli` has the word."""
+        raise
+
+
 class Console:
     """Speaks for one run. Says each step on a terminal's last line, and every few seconds in a log."""
 
     def __init__(self, *, num_steps: int) -> None:
-        self._rich = RichConsole(highlight=False, soft_wrap=True)
+        self._rich = _RichConsole(highlight=False, soft_wrap=True)
         self._num_steps = num_steps
         self._started = time.monotonic()
         self._first_step: int | None = None
