@@ -76,13 +76,15 @@ def no_correction(ratio: Tensor, config: LossConfig) -> Tensor:
 
 
 def truncated_weight(ratio: Tensor, config: LossConfig) -> Tensor:
-    """clamp(π_old/π_sampler, low, high). Source: Yao et al. (2025), truncated importance sampling; their bound is 2."""
-    return ratio.clamp(config.correction_low, config.correction_high)
+    """clamp(π_old/π_sampler, low, high), low being 0 unless it is set.
+
+    Source: Yao et al. (2025), truncated importance sampling: an upper bound alone, of 2. A lower one is ours."""
+    return ratio.clamp(config.lowest_correction, config.correction_high)
 
 
 def icepop_mask(ratio: Tensor, config: LossConfig) -> Tensor:
     """π_old/π_sampler inside [low, high], 0 outside. Source: GLM-5, arXiv 2602.15763, with [1/2, 2]."""
-    return torch.where((ratio >= config.correction_low) & (ratio <= config.correction_high), ratio, 0.0)
+    return torch.where((ratio >= config.lowest_correction) & (ratio <= config.correction_high), ratio, 0.0)
 
 
 RATIOS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"token": token_ratio, "sequence": sequence_ratio}

@@ -165,7 +165,14 @@ def test_a_sentence_of_several_lines_is_one_line_in_a_message():
         (["loss.truncated=penalty"], "loss: truncated = 'penalty' and penalty_buffer_tokens = 0"),
         (["loss={surrogate: cispo, dual_clip: 3}"], "loss: dual_clip = 3.0 is for surrogate clip"),
         (["loss={dual_clip: 1.1}"], "loss: dual_clip = 1.1: must be above 1 + clip_high = 1.28"),
-        (["loss={correction_low: 2}"], "loss: correction_low = 2.0: must be below correction_high = 2.0"),
+        (
+            ["loss={correction: truncated, correction_low: 2}"],
+            "loss: correction_low = 2.0: must be below correction_high = 2.0",
+        ),
+        (
+            ["loss={correction: icepop, correction_high: 0.4}"],
+            "loss: correction_low = 0.5: must be below correction_high = 0.4",
+        ),
         (["optim.betas=[0.9, 1.0]"], "optim: betas = [0.9, 1.0]: each must be at least 0 and below 1"),
         (["sft.micro_batch_size=48"], "sft: batch_size = 64: must be a multiple of micro_batch_size = 48"),
         (["evaluation.k=[1, 16]"], "evaluation: k = [1, 16]: each must be from 1 to rollouts_per_problem = 8"),
@@ -190,6 +197,62 @@ def test_fields_that_contradict_each_other_are_refused_and_never_rewritten(overr
     message = refusal(*overrides)
     assert message.startswith(f"{QUICKSTART}: ")
     assert expected in message
+
+
+@pytest.mark.parametrize(
+    ("section", "unread", "because"),
+    [
+        ("loss", "surrogate: cispo, clip_low: 0.1", "clip_low = 0.1 is not read where surrogate is cispo"),
+        ("loss", "surrogate: cispo, clip_high: 0.2", "clip_high = 0.2 is not read where surrogate is cispo"),
+        ("loss", "cispo_max_weight: 2", "cispo_max_weight = 2.0 is not read where surrogate is clip"),
+        ("loss", "correction_low: 0.1", "correction_low = 0.1 is not read where correction is none"),
+        ("loss", "correction_high: 3", "correction_high = 3.0 is not read where correction is none"),
+        ("optim", "final_fraction: 0.5", "final_fraction = 0.5 is not read where schedule is constant"),
+        ("temperature", "grid: [1.0]", "grid = [1.0] is not read where kind is constant"),
+        ("temperature", "kind: linear, final: 1.2, guard: 0.02", "guard = 0.02 is not read where kind is linear"),
+        ("temperature", "window_steps: 9", "window_steps = 9 is not read where kind is constant"),
+        ("temperature", "guard_kind: absolute", "guard_kind = 'absolute' is not read where kind is constant"),
+        ("temperature", "reference: best", "reference = 'best' is not read where kind is constant"),
+        ("temperature", "rollouts_per_problem: 4", "rollouts_per_problem = 4 is not read where kind is constant"),
+        ("temperature", "max_standard_error: 0.1", "max_standard_error = 0.1 is not read where kind is constant"),
+        ("temperature", "cooldown_steps: 5", "cooldown_steps = 5 is not read where kind is constant"),
+    ],
+)
+def test_a_field_that_nothing_reads_is_refused_with_why_and_its_default_may_stand(section, unread, because):
+    assert f"{QUICKSTART}: {section}: {because}; drop it or set " in refusal(f"{section}={{{unread}}}")
+    name = because.split(" = ")[0]
+    choice = ", ".join(part for part in unread.split(", ") if not part.startswith(name))
+    at_default = getattr(load(QUICKSTART, [f"{section}={{{choice}}}"]), section)
+    spelled_out = yaml.safe_dump({name: getattr(at_default, name)}, default_flow_style=True).strip()[1:-1]
+    parts = ", ".join(part for part in (choice, spelled_out) if part)
+    assert getattr(load(QUICKSTART, [f"{section}={{{parts}}}"]), section) == at_default
+
+
+@pytest.mark.parametrize("clips", ["", "clip_low: 3.0e-4", "clip_high: 4.0e-4", "clip_low: 0.05, clip_high: 0.01"])
+def test_a_ratio_by_sequence_needs_clips_of_its_own_size(clips):
+    message = refusal(f"loss={{ratio: sequence, {clips}}}")
+    assert "both must be below 0.05 with ratio sequence" in message
+    assert "set clip_low: 3.0e-4 and clip_high: 4.0e-4, as GSPO does" in message
+
+
+@pytest.mark.parametrize(
+    "loss", ["ratio: sequence, clip_low: 3e-4, clip_high: 4e-4", "ratio: sequence, surrogate: cispo"]
+)
+def test_a_ratio_by_sequence_with_small_clips_or_none_is_taken(loss):
+    assert load(QUICKSTART, [f"loss={{{loss}}}"]).loss.ratio == "sequence"
+
+
+@pytest.mark.parametrize(
+    ("loss", "lowest"),
+    [
+        ("correction: icepop", 0.5),
+        ("correction: truncated", 0.0),
+        ("correction: icepop, correction_low: 0", 0.0),
+        ("correction: truncated, correction_low: 0.25", 0.25),
+    ],
+)
+def test_the_lower_bound_of_a_correction_is_the_published_one_unless_it_is_set(loss, lowest):
+    assert load(QUICKSTART, [f"loss={{{loss}}}"]).loss.lowest_correction == lowest
 
 
 # --- the file --------------------------------------------------------------------------------------------------------
@@ -218,6 +281,33 @@ def test_a_file_that_is_no_mapping_of_sections_is_refused(written, text, expecte
 
 def test_a_key_that_stands_twice_is_refused_with_its_line(written):
     assert "line 4" in refusal(path=written("run:\n  name: a\n  seed: 1\n  name: b\n"))
+
+
+NUMBERS = {"1e-6": 1e-6, "1E6": 1e6, "-2e+3": -2e3, ".5e1": 5.0, "3.e2": 300.0, "1.5e3": 1.5e3, "+1e2": 100.0}
+TEXTS = ["e-6", "1e", "1e-6x", "1-6", "1e-6.0", "0x1e-6", "--1e5"]
+
+
+def test_a_number_with_an_exponent_is_one_in_a_mapping_of_free_form_and_a_text_stays_one(written):
+    raw = yaml.safe_load(QUICKSTART.read_text(encoding="utf-8"))
+    reward = raw.pop("reward")
+    options = "".join(f"    - {text}\n" for text in (*NUMBERS, *TEXTS))
+    path = written(f"{yaml.safe_dump(raw)}reward:\n  name: {reward['name']}\n  options:\n    values:\n{options}")
+    assert load(path).reward.options["values"] == [*NUMBERS.values(), *TEXTS]
+
+
+@pytest.mark.parametrize(("text", "number"), NUMBERS.items())
+def test_an_override_with_an_exponent_is_a_number_in_a_mapping_of_free_form(text, number):
+    config = load(QUICKSTART, [f"model.architecture.rms_norm_eps={text}", f"reward.options={{weights: [{text}]}}"])
+    assert config.model.architecture is not None
+    assert config.model.architecture["rms_norm_eps"] == number
+    assert config.reward.options["weights"] == [number]
+
+
+def test_a_text_that_looks_like_a_number_is_still_a_text_after_a_dump(written):
+    config = load(QUICKSTART, ['reward.options={text: "1e-6", number: 1e-6, plain: 1.0}'])
+    again = load(written(dump(config)))
+    assert again.reward.options == {"text": "1e-6", "number": 1e-6, "plain": 1.0}
+    assert again == config
 
 
 def test_bytes_that_are_no_text_are_refused(tmp_path):
@@ -361,7 +451,7 @@ def test_the_fingerprint_changes_with_what_changes_the_run(override):
     ],
 )
 def test_the_fingerprint_stays_with_what_a_resume_may_change(override):
-    steady = "optim.schedule=constant"  # a schedule that ends with the run holds on to train.steps
+    steady = "optim={schedule: constant}"  # a schedule that ends with the run holds on to train.steps
     assert fingerprint(load(QUICKSTART, [steady])) == fingerprint(load(QUICKSTART, [steady, override]))
 
 

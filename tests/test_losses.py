@@ -130,6 +130,7 @@ def assert_same_as_trl(config: LossConfig, cases: Sequence[Case], **choices: Any
     assert largest > 1e-3
 
 
+GSPO_CLIPS = {"clip_low": 3e-4, "clip_high": 4e-4}
 CASES = [Case(seed) for seed in range(4)]
 CLIPS = [(0.2, 0.2, None), (0.2, 0.28, None), (0.05, 0.5, None), (0.2, 0.28, 2.0), (0.1, 0.1, 1.3)]
 
@@ -141,7 +142,7 @@ def test_clip_by_token_is_trls_loss_and_gradient(loss_type, low, high, delta):
     assert_same_as_trl(config, CASES, loss_type=loss_type, low=low, high=high, delta=delta)
 
 
-@pytest.mark.parametrize(("low", "high", "delta"), [(3e-4, 4e-4, None), (0.1, 0.15, None), (0.1, 0.15, 1.3)])
+@pytest.mark.parametrize(("low", "high", "delta"), [(3e-4, 4e-4, None), (0.03, 0.045, None), (0.03, 0.045, 1.3)])
 def test_gspo_is_trls_loss_and_gradient(low, high, delta):
     config = LossConfig(ratio="sequence", clip_low=low, clip_high=high, dual_clip=delta, aggregation="sequence")
     assert_same_as_trl(config, CASES, loss_type="grpo", level="sequence", low=low, high=high, delta=delta)
@@ -242,9 +243,17 @@ def test_cispo_keeps_the_gradient_of_a_clipped_token_at_the_bound(ratio, gradien
 
 @pytest.mark.parametrize(
     ("sampler_ratio", "icepop", "truncated"),
-    [(0.5, 0.5, 0.5), (0.49, 0.0, 0.5), (1.0, 1.0, 1.0), (2.0, 2.0, 2.0), (2.01, 0.0, 2.0), (0.8, 0.8, 0.8)],
+    [
+        (0.5, 0.5, 0.5),
+        (0.49, 0.0, 0.49),
+        (0.01, 0.0, 0.01),
+        (1.0, 1.0, 1.0),
+        (2.0, 2.0, 2.0),
+        (2.01, 0.0, 2.0),
+        (0.8, 0.8, 0.8),
+    ],
 )
-def test_icepop_is_the_ratio_within_its_bounds_and_zero_outside_where_truncation_stays_at_the_bound(
+def test_icepop_is_the_ratio_within_its_bounds_and_zero_outside_where_truncation_stays_at_the_upper_one(
     sampler_ratio, icepop, truncated
 ):
     # Exactly at a bound the logarithm's rounding decides, so step inside by less than the tolerance.
@@ -252,6 +261,12 @@ def test_icepop_is_the_ratio_within_its_bounds_and_zero_outside_where_truncation
     for name, weight in (("icepop", icepop), ("truncated", truncated)):
         found = single_token(1.1, 2.0, sampler_ratio=inside, correction=name)
         assert found == pytest.approx((-2.2 * weight, -2.2 * weight))
+
+
+@pytest.mark.parametrize(("sampler_ratio", "weight"), [(0.01, 0.3), (0.31, 0.31), (1.0, 1.0), (5.0, 2.0)])
+def test_truncation_raises_a_weight_to_a_lower_bound_only_where_one_is_set(sampler_ratio, weight):
+    found = single_token(1.1, 2.0, sampler_ratio=sampler_ratio, correction="truncated", correction_low=0.3)
+    assert found == pytest.approx((-2.2 * weight, -2.2 * weight))
 
 
 def test_the_sequence_ratio_is_the_geometric_mean_of_the_rollouts_own_tokens():
@@ -263,7 +278,7 @@ def test_the_sequence_ratio_is_the_geometric_mean_of_the_rollouts_own_tokens():
         advantages=torch.ones(3),
         rollout_index=torch.tensor([0, 0, 1]),
         weights=torch.ones(3),
-        config=LossConfig(ratio="sequence"),
+        config=LossConfig(ratio="sequence", **GSPO_CLIPS),
     )
     assert_close(terms.ratio, torch.tensor([4.0, 4.0, 9.0]))
 
@@ -322,7 +337,8 @@ def test_an_unknown_aggregation_is_refused():
 def test_without_advantages_nothing_is_learned_so_there_is_no_kl_term(ratio, surrogate, correction, aggregation):
     case = Case(3)
     case.advantages.zero_()
-    config = LossConfig(ratio=ratio, surrogate=surrogate, correction=correction, aggregation=aggregation)
+    clips = GSPO_CLIPS if (ratio, surrogate) == ("sequence", "clip") else {}
+    config = LossConfig(ratio=ratio, surrogate=surrogate, correction=correction, aggregation=aggregation, **clips)
     terms, gradient = our_loss(case, config)
     assert float(terms.loss.detach()) == 0
     assert not gradient.any()

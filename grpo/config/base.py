@@ -14,6 +14,15 @@ class Section(BaseModel):
         frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False
     )
 
+    def refuse_unread(self, *names: str, because: str, remedy: str) -> None:
+        """Raises ValueError for the first of the fields that differs from its default, though nothing reads it.
+
+        A default may stand in the file: the resolved config of a run spells every one of them out."""
+        for name in names:
+            value, default = getattr(self, name), type(self).model_fields[name].default
+            if value != default:
+                raise ValueError(f"{name} = {value!r} is not read where {because}; drop it or {remedy}")
+
     @field_validator("*", mode="before")
     @classmethod
     def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:

@@ -3,6 +3,7 @@
 import difflib
 import hashlib
 import json
+import re
 import types
 import typing
 from collections.abc import Iterator, Sequence
@@ -86,7 +87,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 def dump(config: RunConfig) -> str:
     """The resolved config as YAML, every default spelled out."""
-    return yaml.safe_dump(_plain(config.model_dump()), sort_keys=False, allow_unicode=True)
+    return yaml.dump(_plain(config.model_dump()), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def schema() -> dict[str, Any]:
@@ -107,7 +108,17 @@ def fingerprint(config: RunConfig) -> dict[str, str]:
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """Holds YAML's own rule that a key stands once, which PyYAML lets pass."""
+    """Holds YAML's own rule that a key stands once, which PyYAML lets pass, and reads numbers as YAML 1.2 does."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Puts a text that the loader would take for a number into quotes."""
+
+
+# PyYAML follows YAML 1.1, where 1e-6 is a text for want of a dot, and 1.0e6 for want of a sign.
+_EXPONENT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$")
+for _of in (_UniqueKeyLoader, _Dumper):
+    _of.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+.0123456789"))
 
 
 def _unique_mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode) -> dict[Any, Any]:

@@ -10,6 +10,20 @@ from curricula import Tier
 from grpo.config.base import Section
 from grpo.config.inputs import Source
 
+# Fields of the temperature that only adaptive reads.
+ADAPTIVE_FIELDS = (
+    "grid",
+    "window_steps",
+    "guard",
+    "guard_kind",
+    "reference",
+    "rollouts_per_problem",
+    "max_standard_error",
+    "cooldown_steps",
+)
+# Clips of the ratio of a rollout lie this close to 1: it is a mean over tokens, and moves far less than one token's.
+MAX_SEQUENCE_CLIP = 0.05
+
 
 class TemperatureConfig(Section):
     """The temperature of the policy's samples, step by step."""
@@ -60,6 +74,8 @@ class TemperatureConfig(Section):
             )
         if not self.grid:
             raise ValueError("grid = []: must name at least one temperature to choose from")
+        if self.kind != "adaptive":
+            self.refuse_unread(*ADAPTIVE_FIELDS, because=f"kind is {self.kind}", remedy="set kind: adaptive")
         return self
 
 
@@ -168,17 +184,19 @@ class LossConfig(Section):
     surrogate: Literal["clip", "cispo"] = "clip"
     """clip: PPO's pessimistic clip; cispo: a clipped, detached weight on the log-prob."""
     clip_low: float = Field(0.2, ge=0, lt=1)
-    """Lower side of the clip: the ratio below 1 - clip_low."""
+    """Lower side of the clip: the ratio below 1 - clip_low. With ratio sequence it must be set, below 0.05."""
     clip_high: float = Field(0.28, ge=0)
-    """Upper side of the clip: the ratio above 1 + clip_high (clip-higher of DAPO)."""
+    """Upper side of the clip: the ratio above 1 + clip_high (clip-higher of DAPO). With ratio sequence it must be set,
+    below 0.05: GSPO uses 3e-4 and 4e-4."""
     dual_clip: float | None = Field(None, gt=1)
     """Largest ratio that counts where the advantage is negative; null is off."""
     cispo_max_weight: float = Field(5.0, gt=0)
     """Largest weight of cispo: an absolute bound on the ratio, not a distance from 1."""
     correction: Literal["none", "truncated", "icepop"] = "none"
     """For policy log-probs that differ from the sampler's: truncated importance weights, or IcePop's mask."""
-    correction_low: float = Field(0.5, ge=0)
-    """Lower bound of the weight: IcePop drops tokens below it; truncated raises the weight to it."""
+    correction_low: float | None = Field(None, ge=0)
+    """Lower bound of the weight: IcePop drops tokens below it, truncated raises the weight to it; null is 0.5 for
+    IcePop and 0, which is none, for truncated, as published."""
     correction_high: float = Field(2.0, gt=0)
     """Upper bound of the weight: IcePop drops tokens above it; truncated lowers the weight to it."""
     aggregation: Literal["token", "sequence", "group", "constant"] = "token"
@@ -203,12 +221,40 @@ class LossConfig(Section):
                 f"dual_clip = {self.dual_clip}: must be above 1 + clip_high = {1 + self.clip_high}, else it hides the "
                 "upper clip; raise it"
             )
-        if self.correction_low >= self.correction_high:
+        low = self.lowest_correction
+        if low >= self.correction_high:
             raise ValueError(
-                f"correction_low = {self.correction_low}: must be below correction_high = {self.correction_high}; "
-                "lower it"
+                f"correction_low = {low}: must be below correction_high = {self.correction_high}; lower it"
             )
         return self
+
+    @model_validator(mode="after")
+    def _every_field_is_read(self) -> Self:
+        if self.surrogate == "cispo":
+            self.refuse_unread("clip_low", "clip_high", because="surrogate is cispo", remedy="set surrogate: clip")
+        if self.surrogate == "clip":
+            self.refuse_unread("cispo_max_weight", because="surrogate is clip", remedy="set surrogate: cispo")
+        if self.correction == "none":
+            names = ("correction_low", "correction_high")
+            self.refuse_unread(*names, because="correction is none", remedy="set correction: truncated or icepop")
+        return self
+
+    @model_validator(mode="after")
+    def _clip_of_the_ratio(self) -> Self:
+        widest = max(self.clip_low, self.clip_high)
+        if self.ratio == "sequence" and self.surrogate == "clip" and widest >= MAX_SEQUENCE_CLIP:
+            raise ValueError(
+                f"clip_low = {self.clip_low}, clip_high = {self.clip_high}: both must be below {MAX_SEQUENCE_CLIP} "
+                "with ratio sequence, a mean over a rollout's tokens that hardly moves, else nothing is clipped; set "
+                "clip_low: 3.0e-4 and clip_high: 4.0e-4, as GSPO does"
+            )
+        return self
+
+    @property
+    def lowest_correction(self) -> float:
+        """The lower bound of the correction's weight: correction_low, or what null stands for."""
+        default = 0.5 if self.correction == "icepop" else 0.0
+        return default if self.correction_low is None else self.correction_low
 
 
 class OptimConfig(Section):
@@ -237,6 +283,13 @@ class OptimConfig(Section):
     def _betas_decay(self) -> Self:
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas = {list(self.betas)}: each must be at least 0 and below 1")
+        return self
+
+    @model_validator(mode="after")
+    def _schedule_ends(self) -> Self:
+        if self.schedule == "constant":
+            because, remedy = "schedule is constant", "set schedule: linear or cosine"
+            self.refuse_unread("final_fraction", because=because, remedy=remedy)
         return self
 
 
