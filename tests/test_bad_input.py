@@ -15,8 +15,10 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from grpo import cli
+from grpo.sampling import native
 from grpo.sampling.native import NativeSampler
 from tests.chatml import chatml_tokenizer
 from tests.runs import grpo, read_jsonl, small_run_fields
@@ -653,3 +655,31 @@ def test_another_runtime_error_is_a_bug_of_ours_and_keeps_its_traceback(config, 
     monkeypatch.setattr(NativeSampler, "sample", broken)
     with pytest.raises(RuntimeError, match="shapes do not match"):
         grpo("train", config())
+
+
+# --- what the sampler cannot decode -----------------------------------------------------------------------------------
+
+
+def test_a_model_with_local_attention_is_refused_before_a_folder_is_made(refused):
+    architecture = {
+        "model_type": "gpt_neo",
+        "attention_types": [[["global", "local"], 1]],
+        "hidden_size": 32,
+        "num_layers": 2,
+        "num_heads": 2,
+    }
+    said = refused(2, **{"model.architecture": architecture, "model.attention": "eager"})
+    assert "model: GPTNeoForCausalLM has local attention layers, whose window the native sampler does not know" in said
+
+
+def test_a_model_that_is_decoded_wrongly_is_refused_before_a_folder_is_made(refused, monkeypatch):
+    logits = native._Rows.logits
+    monkeypatch.setattr(native._Rows, "logits", lambda rows: logits(rows).roll(1, dims=-1))
+    assert "model: LlamaForCausalLM is decoded wrongly by the native sampler (logits off by " in refused(2)
+
+
+def test_a_folder_of_another_kind_of_model_is_refused_by_the_weight_it_lacks(refused, tmp_path):
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    LlamaForSequenceClassification(LlamaConfig(vocab_size=96, **sizes)).save_pretrained(tmp_path / "model")
+    said = refused(2, model={"path": str(tmp_path / "model"), "tokenizer": "task:list_machine"})
+    assert "the checkpoint does not fill LlamaForCausalLM: lm_head.weight (missing)" in said

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from grpo.chat import Chat
@@ -112,6 +113,39 @@ def test_plain_style_needs_no_template_and_adds_no_special_token(tokenizer):
     bare.chat_template = None
     ids = chat_of(bare, style="plain").prompt_ids(SUM)
     assert not set(ids) & set(bare.all_special_ids)
+
+
+def with_start(*, adds_it: bool) -> PreTrainedTokenizerBase:
+    """A tokenizer with a start token, which it puts before every text or leaves to a template."""
+    made = chatml_tokenizer(TEXTS)
+    made.bos_token = "<|im_start|>"
+    if adds_it:
+        start = (made.bos_token, made.bos_token_id)
+        made.backend_tokenizer.post_processor = TemplateProcessing(single=f"{start[0]} $A", special_tokens=[start])
+    return made
+
+
+def test_plain_style_begins_with_the_start_token_once_where_the_tokenizer_puts_one_before_a_text():
+    tokenizer = with_start(adds_it=True)
+    body = tokenizer.encode("What is 1 + 1?", add_special_tokens=False)
+    chat = chat_of(tokenizer, style="plain")
+    assert chat.prompt_ids(SUM) == (tokenizer.bos_token_id, *body)
+    system = chat_of(tokenizer, style="plain", system_prompt="Q: ")  # one text, so one start
+    assert system.prompt_ids(SUM).count(tokenizer.bos_token_id) == 1
+    ids, _ = chat.trace_ids(SUM, "2")
+    assert ids.count(tokenizer.bos_token_id) == 1
+
+
+def test_plain_style_begins_with_no_start_token_where_the_tokenizer_has_one_and_adds_none():
+    tokenizer = with_start(adds_it=False)
+    assert tokenizer.bos_token_id is not None
+    expected = tuple(tokenizer.encode("What is 1 + 1?", add_special_tokens=False))
+    assert chat_of(tokenizer, style="plain").prompt_ids(SUM) == expected
+
+
+def test_a_template_writes_its_own_start_token_and_none_is_put_before_it():
+    ids = chat_of(with_start(adds_it=True)).prompt_ids(SUM)
+    assert ids.count(ids[0]) == 2  # of ChatML's user and assistant turns
 
 
 def test_a_template_file_stands_in_for_the_tokenizers_own(tokenizer, tmp_path):

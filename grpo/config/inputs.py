@@ -144,7 +144,8 @@ class DataConfig(Section):
     train: Source
     """Problems to practise."""
     heldout: Source | None = None
-    """Problems for the final evaluation; null splits them off train. Training never sees one of them, by content."""
+    """Problems for the final evaluation; null splits them off train. Training never asks one of their
+    questions: what the user says, with whatever system message or prompt_suffix."""
     heldout_problems: int = Field(256, ge=1)
     """Problems of the final evaluation (at most, where a heldout source is given)."""
     validation_problems: int = Field(128, ge=2)
