@@ -2,7 +2,9 @@
 
 import json
 import math
+import os
 import struct
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -273,15 +275,18 @@ def wandb_with(monkeypatch, no_wandb_key):
     def put(*, refused: tuple[str, ...] = (), broken: str = "") -> tuple[list[WandbRun], list[dict[str, Any]]]:
         runs: list[WandbRun] = []
         asked: list[dict[str, Any]] = []
+        held: list[str] = []  # by wandb's own process, until it is torn down
 
         def init(**options: Any) -> WandbRun:
             asked.append(options)
+            assert options["id"] not in held, f"run ID {options['id']} is in use"
             if options["mode"] in refused:
+                held.append(options["id"])
                 raise RuntimeError(f"no way\nto be {options['mode']}")
             runs.append(WandbRun(broken))
             return runs[-1]
 
-        monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
+        monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init, teardown=held.clear))
         return runs, asked
 
     return put
@@ -316,6 +321,35 @@ def test_auto_with_a_key_and_no_network_falls_back_to_offline(folder, wandb_with
     first, *rest = capsys.readouterr().out.splitlines()
     assert first == "wandb cannot begin a run online (RuntimeError: no way to be online); trying wandb offline"
     assert len(rest) == (0 if modes else 1)
+
+
+@pytest.mark.slow
+def test_wandb_itself_with_a_key_and_no_network_is_one_line_and_an_offline_run(tmp_path, no_wandb_key):
+    changes = {"tracking.wandb": "auto", "sft": None, "curriculum": {"kind": "uniform"}, "train.steps": 2}
+    config = small_run_file(tmp_path, **changes)
+    nowhere = {"WANDB_API_KEY": "a" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_INIT_TIMEOUT": "5"}
+    command = [sys.executable, "-m", "grpo.cli", "train", str(config)]
+    # The tests before this one have left a service of wandb, which a process that inherits its name would share.
+    inherited = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
+    done = subprocess.run(command, env=inherited | nowhere, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    run = tmp_path / "runs" / "small"
+    said = [line for line in (run / "logs" / "rank_0.log").read_text().splitlines() if "wandb" in line]
+    assert len(said) == 1
+    assert "wandb cannot begin a run online (" in said[0]
+    rows, ids = wandb_history(run)
+    assert ids == {"small"}
+    assert [row["_step"] for row in rows] == [1, 2]
+
+
+def test_phases_without_metrics_leave_wandb_alone(tmp_path, wandb_with):
+    runs, asked = wandb_with()
+    changes = {"tracking.wandb": "offline", "sft": None, "train.steps": 1}
+    config = small_run_file(tmp_path, **changes)
+    for command in ("profile", "train", "eval"):
+        assert grpo(command, config) == 0
+    assert [run.steps for run in runs] == [[1]]
+    assert [options["resume"] for options in asked] == ["allow"]
 
 
 def test_a_wandb_that_cannot_be_imported_is_one_line_and_the_run_goes_on(folder, no_wandb_key, monkeypatch, capsys):

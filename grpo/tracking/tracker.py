@@ -95,6 +95,7 @@ class _Wandb:
         self._folder, self._config = folder, config
         self._fresh, self._say = fresh, say
         self._run: Any = None
+        self._has_failed = False
         self._is_over = False
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -128,10 +129,14 @@ class _Wandb:
             self._run = self._begun(mode)
         except Exception as error:  # wandb has a family of its own for keys, networks, services and settings
             self._say(f"wandb cannot begin a run {mode} ({_in_one_line(error)}); {remedy}")
+            self._has_failed = True
 
     def _begun(self, mode: Literal["online", "offline"]) -> Any:
         import wandb
 
+        if self._has_failed:
+            # Its process holds the id of the run that did not begin, and would refuse it to this one.
+            wandb.teardown()
         # An id that is known is gone on with: phases are run one by one, and a run is resumed.
         resume: Literal["allow"] | None = None if self._fresh else "allow"
         return wandb.init(
