@@ -358,7 +358,7 @@ def test_with_every_verdict_lost_and_allowed_no_step_makes_an_update_and_the_eva
     assert grpo("train", path) == 0
     run = tmp_path / "runs" / "small"
     assert [row["reward/errors"] for row in read_jsonl(run / "metrics.jsonl")] == [32, 32]
-    assert [event["event"] for event in read_jsonl(run / "events.jsonl")] == ["no_update", "no_update"]
+    assert [event["event"] for event in read_jsonl(run / "events.jsonl")] == ["no_update", "no_update", "end"]
     assert grpo("eval", path) == 6
     assert (
         "evaluation: none of 4 problems got a verdict with a value; 8 times: raises raised" in capsys.readouterr().err

@@ -40,10 +40,15 @@ def updated(policy: Policy, optimizer: Optimizer, *, seed: int, times: int = 1) 
     """`times` updates on gradients drawn from `seed`."""
     generator = torch.Generator().manual_seed(seed)
     for _ in range(times):
-        for parameter in policy.parameters():
-            if parameter.requires_grad:
-                parameter.grad = torch.randn(parameter.shape, generator=generator).to(parameter.dtype)
-        optimizer.update(rate=1e-3)
+        update(policy, optimizer, generator=generator, rate=1e-3)
+
+
+def update(policy: Policy, optimizer: Optimizer, *, generator: torch.Generator, rate: float) -> None:
+    """One update on a gradient drawn from `generator`: that of a loss which is linear in every trained weight."""
+    trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+    slopes = [torch.randn(parameter.shape, generator=generator).to(parameter.dtype) for parameter in trained]
+    optimizer.backward(sum((w * slope).sum() for w, slope in zip(trained, slopes, strict=True)))
+    optimizer.update(rate=rate)
 
 
 def weights(policy: Policy) -> dict[str, Tensor]:
@@ -246,7 +251,7 @@ def test_bfloat16_weights_come_back_with_the_float32_copies_that_train_them(tmp_
     before = weights(trained)
     optimizer = Optimizer(trained, OptimConfig(learning_rate=1e-6))
     for seed in range(3):
-        updated_at(trained, optimizer, seed=seed, rate=1e-6)
+        update(trained, optimizer, generator=torch.Generator().manual_seed(seed), rate=1e-6)
     checkpoint.save(
         tmp_path / "step_000003",
         weights=checkpoint.weights_of(trained.model),
@@ -261,18 +266,11 @@ def test_bfloat16_weights_come_back_with_the_float32_copies_that_train_them(tmp_
     again.load_state_dict(moments)
     assert_equal(weights(restarted), weights(trained))
     for seed in range(3, 3000, 10):
-        updated_at(trained, optimizer, seed=seed, rate=1e-6)
-        updated_at(restarted, again, seed=seed, rate=1e-6)
+        update(trained, optimizer, generator=torch.Generator().manual_seed(seed), rate=1e-6)
+        update(restarted, again, generator=torch.Generator().manual_seed(seed), rate=1e-6)
     assert_equal(weights(restarted), weights(trained))
     # Steps of 1e-6 that a bfloat16 weight cannot take add up in its float32 copy.
     assert not all(torch.equal(before[name], tensor) for name, tensor in weights(trained).items())
-
-
-def updated_at(policy: Policy, optimizer: Optimizer, *, seed: int, rate: float) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    for parameter in policy.parameters():
-        parameter.grad = torch.randn(parameter.shape, generator=generator).to(parameter.dtype)
-    optimizer.update(rate=rate)
 
 
 def test_a_checkpoint_of_another_model_is_refused_by_the_weight_that_differs():

@@ -128,7 +128,7 @@ def test_training_that_ended_before_its_last_step_is_finished_all_the_same(tmp_p
     config = small_run_file(tmp_path, **LOOP, **changes)
     assert grpo("recipe", config) == 0
     assert len(read_jsonl(tmp_path / "runs" / "small" / "metrics.jsonl")) == 2
-    capsys.readouterr()
+    assert "train: stopped early after step 2 of 8" in capsys.readouterr().out
     assert grpo("recipe", config, "--resume") == 0
     said = capsys.readouterr().out
     assert "train: finished before" in said
