@@ -104,6 +104,12 @@ def test_a_task_makes_its_own_rows_as_a_function_of_options_and_seed():
     assert {p.meta["num_operations"] for p in first} == {2}
 
 
+def test_no_operation_stands_twice_in_a_program_of_the_list_machine():
+    programs = [problem.prompt.split("?")[0] for problem in problems_of({"path": "task:list_machine"})]
+    assert len(programs) == 1000
+    assert all(len(set(program)) == len(program) for program in programs)
+
+
 def test_columns_are_those_that_the_config_names(tmp_path):
     rows = [{"task": "a", "gold": "1", "prompt": "no", "answer": "no"}, {"task": "b", "gold": "2"}]
     path = write_jsonl(tmp_path / "rows.jsonl", rows)
@@ -536,6 +542,9 @@ def test_a_folder_that_is_not_there_is_no_hub_id(tmp_path, monkeypatch, name):
         ({"path": "task:list_machine", "options": {"rows": 3}}, "data.train: task:list_machine has no option 'rows'"),
         ({"path": "task:list_machine", "options": {"num_rows": 0}}, "num_rows must be from 1 to 500,000; got 0"),
         ({"path": "task:list_machine", "options": {"operations": {0: 1}}}, "maps 1..9 to weights above 0; got {0: 1}"),
+        ({"path": "task:list_machine", "options": {"operations": [1, 2]}}, "maps 1..9 to weights above 0; got [1, 2]"),
+        ({"path": "task:list_machine", "options": {"operations": {"x": 1}}}, "to weights above 0; got {'x': 1}"),
+        ({"path": "task:list_machine", "options": {"num_rows": True}}, "num_rows must be from 1 to 500,000; got True"),
         ({"path": str(GSM8K), "options": {"a": 1}}, "data.train.options are for task:NAME sources"),
     ],
 )

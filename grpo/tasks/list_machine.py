@@ -22,19 +22,15 @@ PRINTABLE = [chr(code) for code in range(32, 127)]
 def rows(options: Mapping[str, Any], seed: int) -> list[dict[str, Any]]:
     """Distinct rows {prompt, answer, trace, num_operations}, a pure function of options and seed.
 
-    Options: `num_rows`, and `operations`, a mapping from the number of operations (1 to 9) to its weight.
+    Options: `num_rows`, and `operations`, a mapping from the number of operations (1 to 9) to its weight. No operation
+    stands twice in a program.
     Raises ValueError on other options or impossible values."""
     unknown = set(options) - {"num_rows", "operations"}
     if unknown:
         raise ValueError(f"task:list_machine has no option {sorted(unknown)[0]!r}; it has num_rows and operations")
-    num_rows = options.get("num_rows", 1000)
-    weights = {
-        int(count): float(weight) for count, weight in options.get("operations", {2: 1, 3: 1, 4: 1, 5: 1}).items()
-    }
-    if not weights or not all(1 <= count <= 9 and weight > 0 for count, weight in weights.items()):
-        raise ValueError(f"task:list_machine: operations maps 1..9 to weights above 0; got {options.get('operations')}")
+    num_rows, weights = options.get("num_rows", 1000), _weights(options.get("operations", {2: 1, 3: 1, 4: 1, 5: 1}))
     # Five digits and one operation make a million prompts; half of them is as far as rejection stays quick.
-    if not isinstance(num_rows, int) or not 1 <= num_rows <= 500_000:
+    if not isinstance(num_rows, int) or isinstance(num_rows, bool) or not 1 <= num_rows <= 500_000:
         raise ValueError(f"task:list_machine: num_rows must be from 1 to 500,000; got {num_rows!r}")
     rng = random.Random(seed)
     letters = sorted(OPERATIONS)
@@ -42,7 +38,8 @@ def rows(options: Mapping[str, Any], seed: int) -> list[dict[str, Any]]:
     while len(made) < num_rows:
         (count,) = rng.choices(list(weights), weights=list(weights.values()))
         digits = "".join(rng.choices("0123456789", k=NUM_DIGITS))
-        operations = "".join(rng.choices(letters, k=count))
+        # No operation twice: what follows an operation in the program is then a question with one answer.
+        operations = "".join(rng.sample(letters, k=count))
         prompt = prompt_of(digits, operations)
         made[prompt] = {
             "prompt": prompt,
@@ -60,3 +57,17 @@ def tokenizer() -> PreTrainedTokenizerBase:
     characters.pre_tokenizer = pre_tokenizers.Split(Regex("."), behavior="isolated")
     characters.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(tokenizer_object=characters, eos_token=END_TOKEN, pad_token=END_TOKEN)
+
+
+def _weights(operations: Any) -> dict[int, float]:
+    """Number of operations to its weight, from the option; YAML and command lines give numbers as texts too."""
+    wrong = f"task:list_machine: operations maps 1..9 to weights above 0; got {operations!r}"
+    if not isinstance(operations, Mapping) or not operations:
+        raise ValueError(wrong)
+    try:
+        weights = {int(count): float(weight) for count, weight in operations.items()}
+    except (TypeError, ValueError) as error:
+        raise ValueError(wrong) from error
+    if not all(1 <= count <= 9 and weight > 0 for count, weight in weights.items()):
+        raise ValueError(wrong)
+    return weights
