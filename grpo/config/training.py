@@ -38,7 +38,7 @@ class TemperatureConfig(Section):
     """Step to temperature from that step on, for steps."""
     grid: list[float] = [0.8, 1.0, 1.2, 1.4]
     """Temperatures that adaptive chooses from."""
-    window_steps: int = Field(20, ge=4)
+    window_steps: int = Field(40, ge=4)
     """Steps over which adaptive asks whether the reward has stabilised."""
     guard: float = Field(0.01, ge=0)
     """Largest drop of the validation score against the temperature in use (1 % in arXiv 2508.06471, section 3.2)."""
