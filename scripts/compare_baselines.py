@@ -179,8 +179,9 @@ def supervised_step(run: Run, rollouts: Sequence[Rollout], optimizer: Optimizer,
     )
     for batch in batches:
         logprobs, _ = run.policy(batch)
-        (-(logprobs * batch.weights).sum()).backward()
+        optimizer.backward(-(logprobs * batch.weights).sum())
     optimizer.update(rate=learning_rate)
+    run.rollouts.load_weights(run.policy)
 
 
 def print_table(results: Sequence[Path]) -> None:
