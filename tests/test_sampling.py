@@ -10,11 +10,12 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase,
 
 from grpo.batch import TrainedRollout, micro_batches
 from grpo.config import SamplingConfig
-from grpo.model import load_tokenizer
+from grpo.model import base_of, load_tokenizer
 from grpo.policy import Policy
 from grpo.sampling import native
 from grpo.sampling.cache import SlotCache
 from grpo.sampling.native import NativeSampler
+from grpo.sampling.noise import gumbel, signed
 from grpo.sampling.protocol import Completion, Request
 from grpo.sampling.restrict import kept_tokens
 from grpo.seeds import key
@@ -124,6 +125,53 @@ def test_any_order_and_any_grouping_draw_the_same_tokens(policy, max_rows):
     random.Random(1).shuffle(shuffled)
     found = drawn(sampler_of(policy, max_rows=max_rows), shuffled)
     assert {k: c.token_ids for k, c in found.items()} == {k: c.token_ids for k, c in expected.items()}
+
+
+def widest_tie(
+    policy: Policy, requests: Sequence[Request], first: dict[int, Completion], second: dict[int, Completion]
+) -> float:
+    """How far below the best sum of logit and noise the worse token lies where two samplers first differ, at most.
+
+    0 where they differ nowhere. The sums are those of `policy`'s own forward."""
+    widest = 0.0
+    for request in requests:
+        for noise_key in request.keys:
+            pair = first[noise_key].token_ids, second[noise_key].token_ids
+            if pair[0] == pair[1]:
+                continue
+            at = next(i for i, (a, b) in enumerate(zip(*pair, strict=False)) if a != b)
+            ids = torch.tensor([request.prompt_ids + pair[0][:at]])
+            with torch.no_grad():
+                logits = policy.head(policy.hidden(ids)[:, -1]).float() / request.temperature  # [1, V]
+            noise = gumbel(torch.tensor([signed(noise_key)]), torch.tensor([at]), vocabulary=logits.shape[-1])
+            sums = (logits + noise)[0]
+            widest = max(widest, float(sums.max() - min(sums[pair[0][at]], sums[pair[1][at]])))
+    return widest
+
+
+def test_on_other_threads_and_other_rows_a_token_differs_only_where_two_are_tied(policy):
+    requests = requests_of(24, rollouts=8)
+    first = drawn(sampler_of(policy, max_rows=16), requests)
+    torch.set_num_threads(2)
+    second = drawn(sampler_of(policy, max_rows=256), requests)
+    assert widest_tie(policy, requests, first, second) < 1e-5
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_a_token_differs_from_the_cpus_only_where_two_are_tied():
+    policy, on_gpu = tiny_policy("qwen3"), tiny_policy("qwen3").to("cuda")
+    requests = requests_of(24, rollouts=8)
+    first, second = drawn(sampler_of(policy), requests), drawn(sampler_of(on_gpu), requests)
+    assert widest_tie(policy, requests, first, second) < 1e-5
+
+
+def test_a_policy_that_is_off_by_a_thousandth_differs_where_nothing_is_tied():
+    policy, other = tiny_policy("qwen3"), tiny_policy("qwen3")
+    with torch.no_grad():
+        base_of(other.model).get_output_embeddings().weight *= 1.001
+    requests = requests_of(24, rollouts=8)
+    first, second = drawn(sampler_of(policy), requests), drawn(sampler_of(other), requests)
+    assert widest_tie(policy, requests, first, second) > 1e-5
 
 
 @pytest.mark.parametrize("restriction", [{"top_k": 5}, {"top_p": 0.7}, {"top_k": 20, "top_p": 0.9, "min_p": 0.05}])
