@@ -184,11 +184,11 @@ def test_a_sentence_of_several_lines_is_one_line_in_a_message():
             "loss.penalty_buffer_tokens = 41 is above sampling.max_completion_tokens = 40",
         ),
         (
-            ["train.minibatches_per_step=33"],
+            ["train.problems_per_step=32", "train.minibatches_per_step=33"],
             "train.minibatches_per_step = 33 is above train.problems_per_step = 32",
         ),
         (
-            ["curriculum.stages.1.problems_per_step=3"],
+            ["train.minibatches_per_step=4", "curriculum.stages.1.problems_per_step=3"],
             "train.minibatches_per_step = 4 is above curriculum.stages.1.problems_per_step = 3",
         ),
     ],
@@ -252,7 +252,8 @@ def test_a_ratio_by_sequence_with_small_clips_or_none_is_taken(loss):
     ],
 )
 def test_the_lower_bound_of_a_correction_is_the_published_one_unless_it_is_set(loss, lowest):
-    assert load(QUICKSTART, [f"loss={{{loss}}}"]).loss.lowest_correction == lowest
+    overrides = ["train.old_logprobs=policy", f"loss={{{loss}}}"]
+    assert load(QUICKSTART, overrides).loss.lowest_correction == lowest
 
 
 # --- the file --------------------------------------------------------------------------------------------------------
