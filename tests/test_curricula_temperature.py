@@ -89,6 +89,7 @@ def test_the_slope_test_matches_least_squares_by_hand():
     assert not plateau.flat
 
 
+@pytest.mark.slow
 def test_a_curve_that_rises_by_more_is_called_flat_at_most_as_often_as_stated():
     rule = PlateauRule(window_steps=40, confidence=0.9, improvement_fraction=0.1)
     generator = np.random.Generator(np.random.PCG64(1))

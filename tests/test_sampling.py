@@ -149,8 +149,9 @@ def widest_tie(
     return widest
 
 
+@pytest.mark.slow
 def test_on_other_threads_and_other_rows_a_token_differs_only_where_two_are_tied(policy):
-    requests = requests_of(24, rollouts=8)
+    requests = requests_of(12, rollouts=6)
     first = drawn(sampler_of(policy, max_rows=16), requests)
     torch.set_num_threads(2)
     second = drawn(sampler_of(policy, max_rows=256), requests)
@@ -160,7 +161,7 @@ def test_on_other_threads_and_other_rows_a_token_differs_only_where_two_are_tied
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_on_a_gpu_a_token_differs_from_the_cpus_only_where_two_are_tied():
     policy, on_gpu = tiny_policy("qwen3"), tiny_policy("qwen3").to("cuda")
-    requests = requests_of(24, rollouts=8)
+    requests = requests_of(12, rollouts=6)
     first, second = drawn(sampler_of(policy), requests), drawn(sampler_of(on_gpu), requests)
     assert widest_tie(policy, requests, first, second) < 1e-5
 
@@ -169,7 +170,7 @@ def test_a_policy_that_is_off_by_a_thousandth_differs_where_nothing_is_tied():
     policy, other = tiny_policy("qwen3"), tiny_policy("qwen3")
     with torch.no_grad():
         base_of(other.model).get_output_embeddings().weight *= 1.001
-    requests = requests_of(24, rollouts=8)
+    requests = requests_of(12, rollouts=6)
     first, second = drawn(sampler_of(policy), requests), drawn(sampler_of(other), requests)
     assert widest_tie(policy, requests, first, second) > 1e-5
 
