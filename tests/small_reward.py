@@ -7,3 +7,8 @@ from typing import Any
 def judge(completion: str, problem: Mapping[str, Any]) -> float:
     """1.0 for about one completion in 2 (one operation), 8 (two), 18 (three), by its first character."""
     return float(ord(completion[:1] or "!") % (2 * problem["num_operations"] ** 2) == 0)
+
+
+def judge_from_100(completion: str, problem: Mapping[str, Any]) -> float:
+    """100 more: a mean that hardly moves, as the adaptive temperature waits for, while problems differ as before."""
+    return 100.0 + judge(completion, problem)

@@ -32,6 +32,8 @@ ADAPTIVE = {
         "max_standard_error": 1.0,
         "rollouts_per_problem": 2,
     },
+    "reward.function": "judge_from_100",
+    "reward.success_threshold": 101.0,
     "sft.gate_pass_at_1": 0.05,
     "sft.gate_every_steps": 5,
     "sft.max_steps": 40,
