@@ -64,6 +64,12 @@ class CheckpointError(RunError):
     exit_code = 10
 
 
+class StalledError(RunError):
+    """A phase made no progress, or a rank of the run is gone or silent: every rank ends with the first cause."""
+
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h: what may go well when it is tried again
+
+
 class Interrupted(RunError):
     """Ctrl-C or SIGTERM: the run saved a checkpoint and says how to go on."""
 

@@ -1,8 +1,9 @@
 """The config of a run: what can be set, what it means, and what is legal. Needs no torch.
 
-`inputs`, `training` and `run` hold the fields; `load` turns a YAML file and overrides into a `RunConfig`, or into an
+`inputs`, `training`, `distributed` and `run` hold the fields; `load` turns a YAML file and overrides into a `RunConfig`, or into an
 error that names the file, the field, the value, the rule and the remedy."""
 
+from grpo.config.distributed import DistributedConfig, GuardConfig, WatchdogConfig
 from grpo.config.inputs import (
     ChatConfig,
     DataConfig,
@@ -33,7 +34,9 @@ __all__ = [
     "CheckpointConfig",
     "CurriculumConfig",
     "DataConfig",
+    "DistributedConfig",
     "EvaluationConfig",
+    "GuardConfig",
     "LoraConfig",
     "LossConfig",
     "ModelConfig",
@@ -49,6 +52,7 @@ __all__ = [
     "TemperatureConfig",
     "TrackingConfig",
     "TrainConfig",
+    "WatchdogConfig",
     "dump",
     "fingerprint",
     "load",

@@ -5,6 +5,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from grpo.config.base import Section
+from grpo.config.distributed import DistributedConfig, GuardConfig, WatchdogConfig
 from grpo.config.inputs import ChatConfig, DataConfig, ModelConfig, RewardConfig, RunSection, SamplingConfig
 from grpo.config.training import (
     AdvantageConfig,
@@ -62,6 +63,9 @@ class CheckpointConfig(Section):
     """Steps between checkpoints; the last step is always saved."""
     keep_last: int = Field(2, ge=1)
     """Checkpoints kept, the newest ones; the best one is kept beside them."""
+    grace_seconds: float = Field(20.0, ge=0)
+    """Time that a step has to end after SIGTERM or Ctrl-C; a step that still samples is then given up, and the state
+    at its beginning is saved. Launchers kill some 30 seconds after SIGTERM."""
 
 
 class TrackingConfig(Section):
@@ -98,6 +102,9 @@ class RunConfig(Section):
     advantage: AdvantageConfig = AdvantageConfig()
     loss: LossConfig = LossConfig()
     optim: OptimConfig = OptimConfig()
+    guard: GuardConfig = GuardConfig()
+    distributed: DistributedConfig = DistributedConfig()
+    watchdog: WatchdogConfig = WatchdogConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     tracking: TrackingConfig = TrackingConfig()
@@ -114,6 +121,7 @@ class RunConfig(Section):
                 f"loss.penalty_buffer_tokens = {self.loss.penalty_buffer_tokens} is above "
                 f"sampling.max_completion_tokens = {self.sampling.max_completion_tokens}; lower it"
             )
+        self._check_optimizer()
         problems = {"train.problems_per_step": self.train.problems_per_step}
         if self.curriculum.kind == "two_stages":
             problems |= {
@@ -127,3 +135,12 @@ class RunConfig(Section):
                     "minibatch needs a group: lower it"
                 )
         return self
+
+    def _check_optimizer(self) -> None:
+        strategy = self.distributed.strategy
+        if self.optim.kind == "muon" and strategy != "ddp":
+            raise ValueError(
+                f"optim.kind = 'muon' and distributed.strategy = {strategy!r}: DeepSpeed's Muon orthogonalises gradients "
+                "before it measures and clips their norm, and scales its updates to no RMS; set strategy: ddp or "
+                "kind: adamw"
+            )

@@ -258,8 +258,13 @@ class LossConfig(Section):
 
 
 class OptimConfig(Section):
-    """AdamW and its schedule."""
+    """The optimizer and its schedule."""
 
+    kind: Literal["adamw", "muon"] = "adamw"
+    """muon: orthogonalised momentum for the matrices of the blocks, its update's RMS scaled to AdamW's (arXiv
+    2502.16982), so that one learning rate does for both; AdamW for embeddings, head, norms and biases."""
+    muon_momentum: float = Field(0.95, ge=0, lt=1)
+    """Momentum of muon (0.95 in arXiv 2508.06471)."""
     learning_rate: float = Field(1e-6, gt=0)
     """Learning rate after warm-up (1e-6 is what GLM-4.5's team uses for RL, in their code)."""
     betas: tuple[float, float] = (0.9, 0.98)
@@ -286,7 +291,9 @@ class OptimConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _schedule_ends(self) -> Self:
+    def _every_field_is_read(self) -> Self:
+        if self.kind != "muon":
+            self.refuse_unread("muon_momentum", because=f"kind is {self.kind}", remedy="set kind: muon")
         if self.schedule == "constant":
             because, remedy = "schedule is constant", "set schedule: linear or cosine"
             self.refuse_unread("final_fraction", because=because, remedy=remedy)

@@ -1,0 +1,49 @@
+"""Where the policy's weights, gradients and moments lie, and how all ranks make one update of them.
+
+What leaves a strategy is whole and named as in `checkpoint.weights_of(policy.model)`, and so is what it is handed: a
+checkpoint of one strategy and number of ranks is one of every other."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from grpo.batch import MicroBatch
+from grpo.policy import Policy
+
+
+class Strategy(Protocol):
+    """Every method is called by every rank, in the same order."""
+
+    def sampling_policy(self) -> AbstractContextManager[Policy]:
+        """The policy as it stands, to sample from while the context lasts; always the same object."""
+
+    def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
+        """As `Policy.forward`: log-probs and entropies [A] of this rank's own micro-batch."""
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        """Add the gradient of one micro-batch's share of the update's loss; `last` says that it is the update's last.
+
+        The update's gradient is the sum over micro-batches and ranks: nothing is averaged."""
+
+    def gradients(self) -> Iterator[tuple[str, Tensor]]:
+        """Name and gradient of each trained weight, whole and in float32, after the last `backward` of an update."""
+
+    def update(self, *, rate: float) -> float:
+        """Clip, step and clear; returns the gradient's norm before clipping. Not finite: nothing was stepped."""
+
+    def metrics(self) -> dict[str, float]:
+        """What the strategy has to say about the last update, such as its loss scale."""
+
+    def weights(self) -> dict[str, Tensor]:
+        """What training changes, on the CPU in memory of its own: on the main rank whole, on others nothing."""
+
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Put what `weights` gave in place, on every rank, and begin with moments of zero. Raises CheckpointError."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The optimizer's state, as `Optimizer.state_dict`, on the CPU: on the main rank whole, on others empty."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """What `state_dict` gave, on every rank."""
