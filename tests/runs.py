@@ -124,8 +124,11 @@ def outcome(run: Path) -> dict[str, Any]:
     for path in (newest, *sorted((run / "checkpoints").glob("best_*"))):
         weights = load_file(path / "policy.safetensors")
         found[path.name] = {name: tensor.float().numpy().tobytes() for name, tensor in weights.items()}
-    optimizer = torch.load(newest / "optimizer.pt", weights_only=True)["adamw"]["state"]
-    found["moments"] = {index: [t.float().numpy().tobytes() for t in of.values()] for index, of in optimizer.items()}
+    moments = torch.load(newest / "optimizer.pt", weights_only=True)["moments"]
+    found["moments"] = {
+        name: {field: tensor.float().numpy().tobytes() for field, tensor in of_weight.items()}
+        for name, of_weight in moments.items()
+    }
     return found
 
 

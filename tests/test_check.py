@@ -108,14 +108,14 @@ def test_memory_of_the_optimizer_is_that_of_its_tensors(tmp_path, dtype, lora):
     config = small_run_config(tmp_path, **{"model.dtype": dtype, "model.lora": lora})
     tokenizer = load_tokenizer(config.model)
     model = load_model(config.model, tokenizer=tokenizer, seed=0, device=torch.device("cpu"))
-    optimizer = Optimizer(Policy(model), OptimConfig())
+    optimizer = Optimizer(Policy(model).model, OptimConfig())
     optimizer.backward(torch.stack([p.sum() for p in model.parameters() if p.requires_grad]).sum())
-    holders = [*model.parameters(), *optimizer.state_dict()["masters"]]
-    gradients = sum(holder.grad.nbytes for holder in holders if holder.grad is not None)
+    gradients = sum(gradient.nbytes for _, gradient in optimizer.gradients())
+    assert all(p.grad is None or p.dtype == torch.float32 for p in model.parameters())
     optimizer.update(rate=1e-3)
     state = optimizer.state_dict()
-    moments = [t for of_weight in state["adamw"]["state"].values() for n, t in of_weight.items() if n != "step"]
-    copies: list[Tensor] = state["masters"]
+    moments = [t for of_weight in state["moments"].values() for n, t in of_weight.items() if n != "step"]
+    copies: list[Tensor] = list(state["masters"].values())
     found = memory_bytes(config, sizes_of(model))
     assert found["weights"] == sum(p.nbytes for p in model.parameters())
     assert found["AdamW moments"] == sum(t.nbytes for t in moments)

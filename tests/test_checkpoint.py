@@ -199,7 +199,7 @@ def test_steps_are_ordered_as_numbers(tmp_path):
 @pytest.mark.parametrize("name", sorted(ARCHITECTURES))
 def test_weights_and_moments_come_back_bit_for_bit(tmp_path, name):
     trained = tiny_policy(name)
-    optimizer = Optimizer(trained, OptimConfig())
+    optimizer = Optimizer(trained.model, OptimConfig())
     updated(trained, optimizer, seed=1, times=2)
     checkpoint.save(
         tmp_path / "step_000001",
@@ -208,7 +208,7 @@ def test_weights_and_moments_come_back_bit_for_bit(tmp_path, name):
         state={},
     )
     restarted = tiny_policy(name, seed=9)
-    again = Optimizer(restarted, OptimConfig())
+    again = Optimizer(restarted.model, OptimConfig())
     loaded, moments, _ = checkpoint.load(tmp_path / "step_000001", device=CPU)
     assert moments is not None
     checkpoint.load_weights(restarted.model, loaded)
@@ -234,7 +234,7 @@ def test_tied_weights_are_held_once_and_stay_tied(tmp_path, name):
 
 def test_a_lora_checkpoint_holds_the_adapters_alone(tmp_path):
     trained, restarted = (tiny_policy("qwen3", lora={"rank": 4}) for _ in range(2))
-    updated(trained, Optimizer(trained, OptimConfig()), seed=1)
+    updated(trained, Optimizer(trained.model, OptimConfig()), seed=1)
     held = checkpoint.weights_of(trained.model)
     assert held
     assert all("lora_" in name for name in held)
@@ -249,7 +249,7 @@ def test_a_lora_checkpoint_holds_the_adapters_alone(tmp_path):
 def test_bfloat16_weights_come_back_with_the_float32_copies_that_train_them(tmp_path):
     trained = tiny_policy("llama", dtype="bfloat16")
     before = weights(trained)
-    optimizer = Optimizer(trained, OptimConfig(learning_rate=1e-6))
+    optimizer = Optimizer(trained.model, OptimConfig(learning_rate=1e-6))
     for seed in range(3):
         update(trained, optimizer, generator=torch.Generator().manual_seed(seed), rate=1e-6)
     checkpoint.save(
@@ -259,7 +259,7 @@ def test_bfloat16_weights_come_back_with_the_float32_copies_that_train_them(tmp_
         state={},
     )
     restarted = tiny_policy("llama", seed=5, dtype="bfloat16")
-    again = Optimizer(restarted, OptimConfig(learning_rate=1e-6))
+    again = Optimizer(restarted.model, OptimConfig(learning_rate=1e-6))
     loaded, moments, _ = checkpoint.load(tmp_path / "step_000003", device=CPU)
     assert moments is not None
     checkpoint.load_weights(restarted.model, loaded)

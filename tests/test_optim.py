@@ -2,13 +2,16 @@
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from grpo import checkpoint
 from grpo.config import OptimConfig
+from grpo.errors import CheckpointError
 from grpo.optim import Optimizer, learning_rate
 from tests.conftest import tiny_policy
 
@@ -40,6 +43,20 @@ def copies(weights: nn.Module) -> list[Tensor]:
 
 def same(one: Sequence[Tensor], two: Sequence[Tensor]) -> bool:
     return all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+
+
+def same_state(one: Mapping[str, Any], two: Mapping[str, Any]) -> bool:
+    """Whether two optimizer states hold the same tensors under the same names, bit for bit."""
+    flat = [dict(_leaves(state)) for state in (one, two)]
+    return flat[0].keys() == flat[1].keys() and all(torch.equal(t, flat[1][place]) for place, t in flat[0].items())
+
+
+def _leaves(state: Mapping[str, Any], place: str = "") -> Iterator[tuple[str, Tensor]]:
+    for name, value in state.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{place}/{name}")
+        else:
+            yield f"{place}/{name}", torch.as_tensor(value)
 
 
 # --- learning rate ------------------------------------------------------------------------------------------------
@@ -128,12 +145,43 @@ def test_a_gradient_that_is_not_finite_steps_nothing_and_leaves_no_trace(value, 
     assert same(copies(weights), copies(untouched))
 
 
-def test_weights_without_a_gradient_stay_where_they_are():
-    weights = Weights()
-    optimizer = optimizer_of(weights, weight_decay=0.5)
-    weights.matrix.grad = torch.ones_like(weights.matrix)
-    optimizer.update(rate=0.01)
-    assert torch.equal(weights.bias.detach(), Weights().bias.detach())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_weight_without_a_gradient_is_updated_as_one_whose_gradient_is_zero(dtype):
+    weights, given_zeros = Weights(dtype=dtype), Weights(dtype=dtype)
+    optimizers = [optimizer_of(w, weight_decay=0.5) for w in (weights, given_zeros)]
+    for of_bias in (1.0, 0.0):
+        add_gradient(optimizers[1], given_zeros, [torch.zeros(4, 4), torch.full((4,), of_bias)])
+        optimizers[0].backward((weights.bias * of_bias).sum())
+        for optimizer in optimizers:
+            optimizer.update(rate=0.1)
+    assert same(copies(weights), copies(given_zeros))
+    assert same_state(*(optimizer.state_dict() for optimizer in optimizers))
+    assert not torch.equal(weights.matrix.detach(), Weights(dtype=dtype).matrix.detach())  # it decayed
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_are_those_that_the_update_takes_and_can_be_summed_in_place(dtype):
+    weights, doubled = Weights(dtype=dtype), Weights(dtype=dtype)
+    optimizers = [optimizer_of(w) for w in (weights, doubled)]
+    optimizers[0].backward((weights.matrix * 3.0).sum())
+    optimizers[1].backward((doubled.matrix * 1.5).sum())
+    for _, gradient in optimizers[1].gradients():
+        gradient += gradient.clone()
+    assert [(name, gradient.unique().tolist()) for name, gradient in optimizers[1].gradients()] == [
+        ("matrix", [3.0]),
+        ("bias", [0.0]),
+    ]
+    assert {gradient.dtype for _, gradient in optimizers[1].gradients()} == {torch.float32}
+    norms = [optimizer.update(rate=0.1) for optimizer in optimizers]
+    assert norms == [pytest.approx(3.0 * 4)] * 2
+    assert same(copies(weights), copies(doubled))
+
+
+def test_names_are_the_models_own_and_a_tied_weight_is_named_once():
+    model = tiny_policy("gemma3").model
+    named = [name for name, _ in Optimizer(model, OptimConfig()).gradients()]
+    assert named == [name for name in checkpoint.weights_of(model) if name in dict(model.named_parameters())]
+    assert sum("embed_tokens" in name or "lm_head" in name for name in named) == 1
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -203,7 +251,7 @@ def test_splitting_an_update_into_hundreds_of_micro_batches_loses_no_gradient_of
     for part in parts:
         add_gradient(optimizer, weights, [part, torch.zeros(4, dtype=torch.bfloat16)])
         assert weights.matrix.grad is None
-    (found, _) = (master.grad for master in optimizer.state_dict()["masters"])
+    found = dict(optimizer.gradients())["matrix"]
     torch.testing.assert_close(found.double(), parts.double().sum(dim=0), rtol=1e-5, atol=0)
     plain = torch.zeros(4, 4, dtype=torch.bfloat16)
     for part in parts:
@@ -246,8 +294,8 @@ def test_a_loaded_state_continues_bit_for_bit(dtype):
     for number in range(5, 10):
         step(resumed, second, number)
     assert same(copies(whole), copies(resumed))
-    assert same(optimizer.state_dict()["masters"], second.state_dict()["masters"])
-    assert len(second.state_dict()["masters"]) == (2 if dtype == torch.bfloat16 else 0)
+    assert same_state(optimizer.state_dict(), second.state_dict())
+    assert set(second.state_dict()["masters"]) == ({"matrix", "bias"} if dtype == torch.bfloat16 else set())
 
 
 def test_forgetting_the_float32_copies_would_be_seen():
@@ -256,5 +304,70 @@ def test_forgetting_the_float32_copies_would_be_seen():
     for _ in range(30):
         add_gradient(optimizer, weights, 0.01)
         optimizer.update(rate=1e-6)
-    (master, _) = optimizer.state_dict()["masters"]
-    assert not torch.equal(master, weights.matrix.detach().float())
+    assert not torch.equal(optimizer.state_dict()["masters"]["matrix"], weights.matrix.detach().float())
+
+
+def test_the_state_is_a_snapshot_that_training_on_does_not_change():
+    weights = Weights(dtype=torch.bfloat16)
+    optimizer = optimizer_of(weights)
+    for _ in range(2):
+        add_gradient(optimizer, weights, 0.5)
+        optimizer.update(rate=0.1)
+        state = optimizer.state_dict()
+        held = copy.deepcopy(state)
+    add_gradient(optimizer, weights, 0.25)
+    optimizer.update(rate=0.1)
+    assert same_state(state, held)
+    assert not same_state(state, optimizer.state_dict())
+    assert {name: sorted(of) for name, of in state["moments"].items()} == {
+        "matrix": ["exp_avg", "exp_avg_sq", "step"],
+        "bias": ["exp_avg", "exp_avg_sq", "step"],
+    }
+
+
+def test_a_state_knows_no_order():
+    weights, again = Weights(dtype=torch.bfloat16), Weights(dtype=torch.bfloat16)
+    optimizer, second = optimizer_of(weights), optimizer_of(again)
+    add_gradient(optimizer, weights, 0.5)
+    optimizer.update(rate=0.1)
+    state = optimizer.state_dict()
+    second.load_state_dict({part: dict(reversed(of.items())) for part, of in reversed(state.items())})
+    assert same_state(second.state_dict(), state)
+
+
+def test_a_state_from_before_the_first_update_has_no_moments_and_takes_them_away():
+    weights = Weights()
+    optimizer = optimizer_of(weights)
+    fresh = optimizer.state_dict()
+    assert fresh == {"masters": {}, "moments": {}}
+    add_gradient(optimizer, weights, 0.5)
+    optimizer.update(rate=0.1)
+    optimizer.load_state_dict(fresh)
+    assert optimizer.state_dict() == fresh
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda state: state["masters"].pop("bias"), "float32 copies: bias differs (1 in all)"),
+        (lambda state: state["moments"].pop("matrix"), "moments: matrix differs (1 in all)"),
+        (lambda state: state["moments"].update(other={}), "moments: other differs (1 in all)"),
+        (lambda state: state["moments"]["bias"].pop("step"), "moments of bias: step differs (1 in all)"),
+        (lambda state: state.update(adamw=state.pop("moments")), "parts: adamw differs (2 in all)"),
+    ],
+    ids=["copy missing", "moments missing", "moments too many", "a moment missing", "another part"],
+)
+def test_a_state_of_other_names_is_refused_by_the_first_that_differs_and_changes_nothing(change, expected):
+    weights = Weights(dtype=torch.bfloat16)
+    optimizer = optimizer_of(weights)
+    add_gradient(optimizer, weights, 0.5)
+    optimizer.update(rate=0.1)
+    before = optimizer.state_dict()
+    changed = copy.deepcopy(before)
+    for tensor in (*changed["masters"].values(), *changed["moments"]["matrix"].values()):
+        tensor += 1
+    change(changed)
+    with pytest.raises(CheckpointError) as error:
+        optimizer.load_state_dict(changed)
+    assert expected in str(error.value)
+    assert same_state(optimizer.state_dict(), before)

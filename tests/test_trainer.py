@@ -199,8 +199,9 @@ def test_splitting_a_step_into_480_micro_batches_changes_its_gradient_by_roundin
     gradients: list[Tensor] = []
 
     def noted_update(self: Optimizer, *, rate: float) -> float:
-        gradients.append(torch.cat([m.grad.flatten() for m in self._masters if m.grad is not None]).double())
-        self._adamw.zero_grad()
+        gradients.append(torch.cat([gradient.flatten() for _, gradient in self.gradients()]).double())
+        for _, gradient in self.gradients():
+            gradient.zero_()
         return 1.0
 
     monkeypatch.setattr(Optimizer, "update", noted_update)
@@ -263,7 +264,7 @@ def test_updates_that_are_not_finite_are_skipped_counted_and_end_the_run_by_name
 def test_a_gradient_that_is_not_finite_leaves_the_optimizer_as_it_was(tmp_path):
     config = small_run_config(tmp_path, **LOOP, **judged_by(tmp_path, COIN))
     with running(config) as run:
-        optimizer = Optimizer(run.policy, config.optim)
+        optimizer = Optimizer(run.policy.model, config.optim)
         before = str(optimizer.state_dict())
         for parameter in run.policy.parameters():
             parameter.grad = torch.full_like(parameter, math.inf)
