@@ -1,6 +1,7 @@
 """From groups with advantages to the micro-batches of an optimizer update, with the update's global denominators.
 
-Who owns a denominator: this file, from the counts of the whole update. A micro-batch never divides by its own."""
+Who owns a denominator: this file, from the counts of the whole update, over all ranks. A micro-batch never divides by
+its own. Every rank makes the same plan from the same groups and takes its own part of it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,7 +36,8 @@ class MicroBatch:
     sampler_logprobs: Tensor  # [A], nats
     weights: Tensor  # [A], share of each token in the update's loss
     kept: KeptSets | None  # of A tokens, or None where no rollout was restricted
-    rollouts: tuple[TrainedRollout, ...]  # B, in row order
+    rollouts: tuple[TrainedRollout, ...]  # B, in row order; none in a filler, whose one row has no action token
+    most_actions: int  # the largest A of the micro-batches that other ranks have at the same time
 
 
 def trained_rollouts(
@@ -69,11 +71,13 @@ def micro_batches(
     limit_tokens: int,
     aggregation: str,
     device: torch.device,
+    rank: int = 0,
+    num_ranks: int = 1,
 ) -> list[MicroBatch]:
-    """One update's groups as micro-batches of at most `tokens_per_micro_batch` padded tokens.
+    """The part of `rank` of one update's groups, in micro-batches of at most `tokens_per_micro_batch` padded tokens.
 
-    A rollout longer than that goes alone. Rollouts of like length share a micro-batch, so that little is padded;
-    sorting is stable, so the layout is a function of the groups alone."""
+    A rollout longer than that goes alone. Every rank has the same number of micro-batches, and those that the ranks
+    have at the same time are about equally large; the layout is a function of the groups alone."""
     rollouts = [rollout for group in groups for rollout in group]
     denominators = Denominators(
         num_tokens=sum(r.rollout.num_actions for r in rollouts),
@@ -81,21 +85,60 @@ def micro_batches(
         num_groups=sum(bool(group) for group in groups),
         limit_tokens=limit_tokens,
     )
-    by_length = sorted(rollouts, key=lambda r: -len(r.rollout.token_ids))
+    packed = _evened(_packed(rollouts, budget_tokens=tokens_per_micro_batch), num_ranks=num_ranks)
+    batches = []
+    for number, start in enumerate(range(0, len(packed), num_ranks)):
+        at_once = packed[start : start + num_ranks]
+        # To and fro: who had the largest of one turn has the smallest of the next.
+        own = at_once[rank if number % 2 == 0 else num_ranks - 1 - rank]
+        most_actions = max(sum(r.rollout.num_actions for r in of_rank) for of_rank in at_once)
+        batches.append(
+            _collate(own, denominators=denominators, aggregation=aggregation, device=device, most_actions=most_actions)
+        )
+    return batches
+
+
+def _packed(rollouts: Sequence[TrainedRollout], *, budget_tokens: int) -> list[list[TrainedRollout]]:
+    """Rollouts of like length together, so that little is padded; sorting is stable."""
     batches: list[list[TrainedRollout]] = []
-    for rollout in by_length:
+    for rollout in sorted(rollouts, key=lambda r: -len(r.rollout.token_ids)):
         # Sorted by length: the first of a batch is its longest, so it sets the padded length of all.
-        if batches and (len(batches[-1]) + 1) * len(batches[-1][0].rollout.token_ids) <= tokens_per_micro_batch:
+        if batches and (len(batches[-1]) + 1) * len(batches[-1][0].rollout.token_ids) <= budget_tokens:
             batches[-1].append(rollout)
         else:
             batches.append([rollout])
-    return [_collate(batch, denominators=denominators, aggregation=aggregation, device=device) for batch in batches]
+    return batches
+
+
+def _evened(batches: list[list[TrainedRollout]], *, num_ranks: int) -> list[list[TrainedRollout]]:
+    """As many batches as fill the ranks' last turn, the largest first: some are halved, and where none can be, empty
+    ones are added. A rank that had one less would leave the others waiting for its part of a sum."""
+    evened = list(batches)
+    while len(evened) % num_ranks:
+        largest = max((batch for batch in evened if len(batch) > 1), key=_padded_tokens, default=None)
+        if largest is None:
+            evened.append([])
+            continue
+        half = len(largest) // 2
+        evened[evened.index(largest)] = largest[:half]
+        evened.append(largest[half:])
+    return sorted(evened, key=lambda batch: -_padded_tokens(batch)) if num_ranks > 1 else evened
+
+
+def _padded_tokens(batch: Sequence[TrainedRollout]) -> int:
+    return len(batch) * max((len(r.rollout.token_ids) for r in batch), default=0)
 
 
 def _collate(
-    rollouts: Sequence[TrainedRollout], *, denominators: Denominators, aggregation: str, device: torch.device
+    rollouts: Sequence[TrainedRollout],
+    *,
+    denominators: Denominators,
+    aggregation: str,
+    device: torch.device,
+    most_actions: int,
 ) -> MicroBatch:
-    num_rows, longest = len(rollouts), max(len(r.rollout.token_ids) for r in rollouts)
+    # A filler has one row of one token: models take no empty batch.
+    num_rows, longest = max(1, len(rollouts)), max((len(r.rollout.token_ids) for r in rollouts), default=1)
     input_ids = torch.zeros(num_rows, longest, dtype=torch.long)  # [B, T]; padding is never attended to nor scored
     actions = torch.zeros(num_rows, longest, dtype=torch.bool)  # [B, T]
     logprobs = torch.zeros(num_rows, longest)  # [B, T]
@@ -107,10 +150,10 @@ def _collate(
     predicts = torch.zeros_like(actions)
     predicts[:, :-1] = actions[:, 1:]
     rollout_index = actions.nonzero()[:, 0]  # [A]
-    own_tokens = actions.sum(dim=1)  # [B]
-    group_tokens = torch.tensor([r.group_tokens for r in rollouts])  # [B]
+    own_tokens = actions.sum(dim=1)[: len(rollouts)]  # [B]
+    group_tokens = torch.tensor([r.group_tokens for r in rollouts], dtype=torch.long)  # [B]
     weights = token_weights(own_tokens, group_tokens, denominators=denominators, aggregation=aggregation)  # [B]
-    temperature = torch.tensor([r.rollout.temperature for r in rollouts])  # [B]
+    temperature = torch.tensor([r.rollout.temperature for r in rollouts], dtype=torch.float32)  # [B]
     advantages = torch.tensor([r.advantage for r in rollouts], dtype=torch.float32)  # [B]
     return MicroBatch(
         input_ids=input_ids.to(device),
@@ -123,6 +166,7 @@ def _collate(
         weights=weights[rollout_index].to(device),
         kept=_kept(rollouts),
         rollouts=tuple(rollouts),
+        most_actions=most_actions,
     )
 
 

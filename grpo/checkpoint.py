@@ -8,9 +8,11 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -52,6 +54,52 @@ def save(
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
+
+
+class Writer:
+    """Writes checkpoints beside the loop, one after another: who saves waits for a copy of the state, not for a disk.
+
+    Used as a context manager, at whose end everything is written."""
+
+    def __init__(self) -> None:
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def write(self, job: Callable[[], None]) -> None:
+        """Begin `job` once the one before is done. Raises what that one raised, such as DiskError."""
+        self.wait()
+        self._thread = threading.Thread(target=self._do, args=(job,), name="checkpoint")
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Until everything is written. Raises what the job raised."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        self.check()
+
+    def check(self) -> None:
+        """Raise what a job that is done has raised; wait for none."""
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def __enter__(self) -> "Writer":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.wait()
+        elif self._thread is not None:
+            self._thread.join()  # the run has its error already
+
+    def _do(self, job: Callable[[], None]) -> None:
+        try:
+            job()
+        except BaseException as error:
+            self._error = error
 
 
 def load(path: Path, *, device: torch.device) -> tuple[dict[str, Tensor], dict[str, Any] | None, dict[str, Any]]:

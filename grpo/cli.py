@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,11 +27,12 @@ RUN_COMMANDS = {
 }
 OUT_OF_MEMORY = ("DefaultCPUAllocator", "out of memory", "STATUS_ALLOC_FAILED")
 """What torch's RuntimeErrors say where memory is short: its CPU allocator, a device's driver, cuBLAS and cuDNN."""
+SAME_SIGNAL_SECONDS = 1.0
 EPILOG = """exit codes:
   0 success                  5 the cold start missed its gate      9 disk full or not writable
   1 a bug of ours            6 too many verifier failures         10 no usable checkpoint
   2 config or command line   7 too many non-finite updates       130 interrupted, saved
-  3 data                     8 out of memory
+  3 data                     8 out of memory              75 a rank hung or died: try --resume
   4 run folder in use, or it holds another run
 
 examples:
@@ -38,6 +40,9 @@ examples:
   grpo recipe configs/quickstart.yaml run.name=hot temperature.value=1.2
   grpo train configs/gsm8k_qwen3_0.6b.yaml --resume
   grpo check configs/gsm8k_qwen3_0.6b.yaml
+  grpo check configs/gsm8k_qwen3_0.6b.yaml --ranks 8
+  grpo check configs/gsm8k_qwen3_0.6b.yaml --probe
+  grpo export runs/gsm8k_qwen3_0.6b --checkpoint best --output exported
   grpo score math_answer completions.jsonl
 """
 
@@ -59,10 +64,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             _COMMANDS[arguments.command](arguments)
             sys.stdout.flush()
     except RunError as error:
-        print(f"grpo {arguments.command}: {error}", file=sys.stderr)
+        print(f"{_speaker(arguments.command)}: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print(f"grpo {arguments.command}: stopped at once{_how_to_go_on(arguments.command)}", file=sys.stderr)
+        print(f"{_speaker(arguments.command)}: stopped at once{_how_to_go_on(arguments.command)}", file=sys.stderr)
         return Interrupted.exit_code
     except BrokenPipeError:  # a reader such as head has seen enough; nor may Python's own last flush fail
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -71,6 +76,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"grpo {arguments.command}: nobody reads what it says{_how_to_go_on(arguments.command)}", file=sys.stderr)
         return Interrupted.exit_code
     return 0
+
+
+def _speaker(command: str) -> str:
+    """Who says what a process ends with: several ranks write to one terminal."""
+    alone = os.environ.get("WORLD_SIZE", "1") == "1"
+    return f"grpo {command}" if alone else f"grpo {command} (rank {os.environ.get('RANK', '?')})"
 
 
 def _how_to_go_on(command: str) -> str:
@@ -91,9 +102,34 @@ def _parser() -> argparse.ArgumentParser:
         start = command.add_mutually_exclusive_group()
         start.add_argument("--resume", action="store_true", help="go on with what the run's folder holds")
         start.add_argument("--fresh", action="store_true", help="delete this phase and later ones, and start again")
+        # The deepspeed launcher adds it; LOCAL_RANK, which it sets as well, is what is read.
+        command.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
     check = commands.add_parser("check", help="validate a config and print everything derived from it")
     _add_config(check)
     check.add_argument("--schema", action="store_true", help="print the JSON schema of a config instead, for editors")
+    check.add_argument(
+        "--ranks",
+        type=_positive(int),
+        default=int(os.environ.get("WORLD_SIZE", "1")),
+        help="ranks of the memory estimate (WORLD_SIZE of the launcher, or 1)",
+    )
+    check.add_argument(
+        "--probe", action="store_true", help="find the train.tokens_per_micro_batch that fits, by training with it"
+    )
+    check.add_argument(
+        "--memory-gib", type=_positive(float), help="memory that a probe may take (all that the device has left)"
+    )
+    export = commands.add_parser("export", help="write a checkpoint as a Hugging Face folder")
+    export.add_argument("run", type=Path, help="a run's folder, such as runs/quickstart")
+    export.add_argument("--output", type=Path, required=True, help="the folder to write; not there yet, or empty")
+    export.add_argument("--checkpoint", help="best, cold_start, step_000100 or a path (the newest whole step)")
+    form = export.add_mutually_exclusive_group()
+    form.add_argument(
+        "--merged", action="store_const", const="merged", dest="form", help="add adapters into the model (the default)"
+    )
+    form.add_argument(
+        "--adapter", action="store_const", const="adapter", dest="form", help="write adapters alone, for peft"
+    )
     report = commands.add_parser("report", help="write one self-contained HTML file about a run")
     report.add_argument("run", type=Path, help="a run's folder, such as runs/quickstart")
     score = commands.add_parser(
@@ -105,6 +141,16 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("--options", default="{}", help="options of the reward, as JSON")
     _add_limits(score)
     return parser
+
+
+def _positive(kind: type[int] | type[float]) -> Callable[[str], int | float]:
+    def parsed(text: str) -> int | float:
+        value = kind(text)
+        if not 0 < value < float("inf"):
+            raise argparse.ArgumentTypeError(f"{text}: must be above 0")
+        return value
+
+    return parsed
 
 
 def _add_limits(score: argparse.ArgumentParser) -> None:
@@ -130,6 +176,7 @@ def _run_phases(arguments: argparse.Namespace) -> None:
     config = _config(arguments)
     # Imported here, after the config is known to be good: torch takes seconds, and a typo should not cost them.
     from grpo import recipe as phases
+    from grpo.distributed import world as ranks
     from grpo.tracking.console import Console
     from grpo.wiring import opened
 
@@ -138,13 +185,16 @@ def _run_phases(arguments: argparse.Namespace) -> None:
     console = Console(num_steps=config.train.steps)
     with (
         _named_memory_errors(config),
-        _stop_on_signals() as should_stop,
+        _stop_on_signals() as stop,
+        ranks.opened(config.run.device, watchdog_seconds=config.watchdog.seconds) as world,
         opened(
             config,
+            world=world,
             start="resume" if arguments.resume else "fresh" if arguments.fresh else "new",
             phases=wanted,
             console=console,
-            should_stop=should_stop,
+            should_stop=stop.is_asked,
+            must_stop=lambda: stop.is_overdue(config.checkpoint.grace_seconds),
         ) as run,
     ):
         if arguments.command == "recipe":
@@ -161,11 +211,21 @@ def _check(arguments: argparse.Namespace) -> None:
     if arguments.schema:
         print(json.dumps(schema(), indent=2))
         return
+    if arguments.memory_gib is not None and not arguments.probe:
+        raise ConfigError(f"--memory-gib {arguments.memory_gib:g}: bounds a probe; add --probe, or leave it out")
     config = _config(arguments)
-    from grpo.check import derived
+    if arguments.probe:
+        from grpo.probe import probe
 
-    for name, value in derived(config).items():
+        for line in probe(config, memory_gib=arguments.memory_gib):
+            print(line, flush=True)  # each takes a while
+        return
+    from grpo.check import deepspeed_json, derived
+
+    for name, value in derived(config, num_ranks=arguments.ranks).items():
         print(f"{name:<58} {_shown(value)}")
+    if config.distributed.strategy != "ddp":
+        print(f"DeepSpeed's config:\n{deepspeed_json(config, num_ranks=arguments.ranks)}")
 
 
 def _shown(value: object) -> str:
@@ -181,6 +241,19 @@ def _report(arguments: argparse.Namespace) -> None:
         print(write_report(arguments.run))
     except (FileNotFoundError, ValueError) as error:
         raise ConfigError(str(error)) from error
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from grpo.export import export
+
+    source = export(
+        arguments.run,
+        output=arguments.output,
+        checkpoint_name=arguments.checkpoint,
+        form=arguments.form,
+        say=lambda text: print(text, file=sys.stderr),
+    )
+    print(f"{source} is in {arguments.output}")
 
 
 def _score(arguments: argparse.Namespace) -> None:
@@ -200,6 +273,7 @@ def _score(arguments: argparse.Namespace) -> None:
 _COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     **dict.fromkeys(RUN_COMMANDS, _run_phases),
     "check": _check,
+    "export": _export,
     "report": _report,
     "score": _score,
 }
@@ -211,21 +285,43 @@ def _config(arguments: argparse.Namespace) -> RunConfig:
     return load(arguments.config, arguments.overrides)
 
 
+class _Stop:
+    """Whether a signal has asked this process to end, and since when."""
+
+    def __init__(self) -> None:
+        self._asked_at: float | None = None
+
+    def ask(self) -> None:
+        self._asked_at = time.monotonic()
+
+    def is_asked(self) -> bool:
+        return self._asked_at is not None
+
+    def is_overdue(self, grace_seconds: float) -> bool:
+        return self._asked_at is not None and time.monotonic() - self._asked_at >= grace_seconds
+
+
 @contextmanager
-def _stop_on_signals() -> Iterator[Callable[[], bool]]:
-    """Let the first Ctrl-C or SIGTERM end the step and save; the second one ends at once."""
-    asked: list[int] = []
+def _stop_on_signals() -> Iterator[_Stop]:
+    """Let the first Ctrl-C or SIGTERM end the step and save; a second Ctrl-C ends at once.
+
+    A second SIGTERM does not, nor, under a launcher, does a Ctrl-C that comes with the first: launchers hand on to
+    their processes what a cluster or a terminal has sent them already."""
+    stop = _Stop()
+    same_seconds = 0.0 if os.environ.get("WORLD_SIZE", "1") == "1" else SAME_SIGNAL_SECONDS
 
     def on_signal(number: int, frame: FrameType | None) -> None:
-        if asked:
-            raise KeyboardInterrupt
-        asked.append(number)
+        if stop.is_asked():
+            if number == signal.SIGINT and stop.is_overdue(same_seconds):
+                raise KeyboardInterrupt
+            return
+        stop.ask()
         # Not print: a signal may arrive in the middle of one, and a buffer is not written to twice at once.
         os.write(2, b"\nstopping after this step, and saving; press Ctrl-C again to stop at once\n")
 
     before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield lambda: bool(asked)
+        yield stop
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -40,10 +40,13 @@ FIELDS: dict[Phase, tuple[str, ...]] = {
 
 
 class RunFolder:
-    """Paths of one run. Opened with `opened`, which locks it and checks that it belongs to the config."""
+    """Paths of one run. Opened by the main rank with `opened`, which locks it and checks that it is the config's own.
+    Other ranks look at it with `followed`: it lies where every node sees it."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, rank: int = 0) -> None:
+        """What `rank` sees of the folder. Rank 0 opens and writes it; others only read, and write their own log."""
         self.path = path
+        self._is_main = rank == 0
         self.checkpoints = path / "checkpoints"
         self.profile = path / "profile"
         self.evals = path / "evals"
@@ -52,7 +55,8 @@ class RunFolder:
         self.events = path / "events.jsonl"
         self.trained = path / "train.json"
         self.report = path / "report.html"
-        self.log = path / "logs" / "rank_0.log"
+        self.skipped = path / "skipped"
+        self.log = path / "logs" / f"rank_{rank}.log"
         self.config = path / "config.yaml"
         self._lock = path / ".lock"
         self._fingerprint = path / "fingerprint.json"
@@ -90,6 +94,11 @@ class RunFolder:
             os.close(lock)
 
     @classmethod
+    def followed(cls, config: RunConfig, *, rank: int) -> "RunFolder":
+        """The folder of `config` as a rank sees it that writes nothing in it but its log."""
+        return cls(Path(config.run.folder) / config.run.name, rank=rank)
+
+    @classmethod
     def check(
         cls, config: RunConfig, *, problem_ids: Mapping[str, Sequence[str]], start: Start, phases: tuple[Phase, ...]
     ) -> None:
@@ -114,6 +123,8 @@ class RunFolder:
 
     def mark(self, phase: Phase, *, finished: bool) -> None:
         """Note that a phase began or finished. What came after one that begins again is no longer finished."""
+        if not self._is_main:
+            return
         later = () if finished else PHASES[PHASES.index(phase) + 1 :]
         marks = {name: done for name, done in self.begun().items() if name not in later}
         write_text(self._phases, json.dumps({**marks, phase: finished}))
@@ -180,9 +191,17 @@ class RunFolder:
     def _artefacts(self) -> dict[Phase, list[Path]]:
         steps = [*self.checkpoints.glob("step_*"), *self.checkpoints.glob("best_*")]
         return {
-            "sft": [self.checkpoints / COLD_START, self.path / "sft", self.log],
+            "sft": [self.checkpoints / COLD_START, self.path / "sft", self.log.parent],
             "profile": [self.profile],
-            "train": [*steps, self.rollouts, self.metrics, self.events, self.trained, self.path / "wandb"],
+            "train": [
+                *steps,
+                self.rollouts,
+                self.metrics,
+                self.events,
+                self.trained,
+                self.skipped,
+                self.path / "wandb",
+            ],
             "eval": [self.evals],
             "report": [self.report],
         }

@@ -40,11 +40,14 @@ def chunked_logprobs(
     temperature: Tensor,
     vocabulary: int,
     kept: KeptSets | None = None,
+    most_tokens: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Log-prob of each target and entropy of its distribution, both [A] float32 in nats; the entropy has no gradient.
 
     `hidden` [A, D] predicts `targets` [A]; `temperature` [A]; `kept` is of A tokens or None.
-    With a gradient, a chunk's logits are computed again in the backward pass instead of being held."""
+    With a gradient, a chunk's logits are computed again in the backward pass instead of being held. The head is called
+    as often as `most_tokens` would need, with no token where there are less: where its weights are sharded, each call
+    gathers them, and every rank must take part."""
 
     def of_chunk(
         chunk_hidden: Tensor,
@@ -64,7 +67,7 @@ def chunked_logprobs(
 
     size = max(1, CHUNK_ELEMENTS // vocabulary)
     pieces = []
-    for start in range(0, len(targets), size):
+    for start in range(0, max(1, len(targets), most_tokens), size):
         stop = start + size
         chunk_kept = None if kept is None else kept.part(start, stop)
         arguments = (hidden[start:stop], targets[start:stop], temperature[start:stop], chunk_kept)

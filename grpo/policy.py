@@ -105,6 +105,7 @@ class Policy(nn.Module):
                 temperature=batch.temperature,
                 vocabulary=self.vocabulary,
                 kept=batch.kept,
+                most_tokens=batch.most_actions,
             )
 
     @contextmanager

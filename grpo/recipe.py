@@ -1,5 +1,7 @@
 """The phases of a run, each a function of the same `Run`, and the recipe that goes through them all.
 
+Every rank goes through the phases together; what the folder holds is the main rank's to say.
+
 cold start → profile → train (stage one, stage two) → evaluate → report. A phase that is finished is read back from the
 folder instead of being done again; one that was begun goes on from what it saved."""
 
@@ -17,6 +19,8 @@ from grpo import checkpoint, practice
 from grpo.chat import Chat
 from grpo.config import RunConfig
 from grpo.data import at_most
+from grpo.distributed.strategy import Strategy
+from grpo.distributed.world import World
 from grpo.errors import CheckpointError, DataError, Interrupted
 from grpo.evaluation import Evaluation, evaluate
 from grpo.folder import COLD_START, Phase, RunFolder, named_disk_errors, write_json
@@ -40,9 +44,11 @@ class Run:
     """A run that is ready to go: its config, its folder, and the parts that every phase uses."""
 
     config: RunConfig
+    world: World
     folder: RunFolder
     policy: Policy
-    initial_weights: Mapping[str, Tensor]  # what the config alone gives, before any phase
+    strategy: Strategy
+    initial_weights: Callable[[], Mapping[str, Tensor]]  # what the config alone gives, before any phase
     chat: Chat
     rollouts: Rollouts
     train: Sequence[Problem]
@@ -51,7 +57,7 @@ class Run:
     traces: Sequence[Problem]
     tracker: Tracker
     console: Console
-    should_stop: Callable[[], bool]
+    should_stop: Callable[[], bool]  # says the same on every rank, which all ask together
 
     @property
     def cold_start_path(self) -> Path:
@@ -101,11 +107,11 @@ def run_sft(run: Run) -> None:
     config = run.config.sft
     if config is None:
         raise DataError("the config has no section sft, so there is no cold start to run; add one with its traces")
-    if run.folder.begun().get("sft"):
+    if run.world.broadcast(run.folder.begun().get("sft")):
         run.console.say(f"cold start: finished before, in {run.cold_start_path}; --fresh begins it again")
         return
     run.folder.mark("sft", finished=False)
-    checkpoint.load_weights(run.policy.model, run.initial_weights)
+    run.strategy.load_weights(run.initial_weights())
     run.console.say(f"cold start: {len(run.traces)} traces, at most {config.max_steps} steps")
 
     def on_look(step: int, value: float) -> None:
@@ -121,11 +127,13 @@ def run_sft(run: Run) -> None:
         on_look=on_look,
         seed=run.config.run.seed,
         folder=run.folder.path / "sft",
+        world=run.world,
     )
     looks = [{"step": step, "pass@1": value} for step, value in result.looks]
     state = {"steps": result.steps, "looks": looks}
-    weights = checkpoint.weights_of(run.policy.model)
-    checkpoint.save(run.cold_start_path, weights=weights, optimizer=None, state=state)
+    weights = run.strategy.weights()
+    if run.world.is_main:
+        checkpoint.save(run.cold_start_path, weights=weights, optimizer=None, state=state)
     run.folder.mark("sft", finished=True)
 
 
@@ -154,6 +162,7 @@ def run_profile(run: Run) -> None:
         max_error_fraction=config.reward.max_error_fraction,
         should_stop=run.should_stop,
         on_progress=run.console.profile_progress,
+        world=run.world,
     )
     counts = ", ".join(f"{tier} {count}" for tier, count in result.counts.items())
     run.console.say(f"profile: {counts}; {result.num_rollouts} rollouts")
@@ -168,9 +177,12 @@ def run_profile(run: Run) -> None:
 def run_train(run: Run) -> None:
     """The loop, from the start policy or from the newest whole checkpoint."""
     config, folder = run.config, run.folder
-    tiers = read_tiers(run) if practice.needs_profile(config) else {}
+    rows = read_tiers(run) if practice.needs_profile(config) else {}
+    tiers = {problem_id: Tier(row["tier"]) for problem_id, row in rows.items()}
+    run.rollouts.lengths.observe({problem_id: row["mean_tokens"] for problem_id, row in rows.items()})
     parts = Parts(
-        policy=run.policy,
+        world=run.world,
+        strategy=run.strategy,
         rollouts=run.rollouts,
         curriculum=practice.build_curriculum(config, [problem.id for problem in run.train], tiers),
         temperature=practice.build_temperature(config.temperature, num_steps=config.train.steps),
@@ -180,13 +192,13 @@ def run_train(run: Run) -> None:
         validation=run.validation,
         tracker=run.tracker,
         folder=folder,
+        console=run.console,
     )
-    # Before the trainer is made: its optimizer takes float32 copies of the weights that it finds.
     load_start(run)
-    trainer = Trainer(parts, config, should_stop=run.should_stop, on_step=run.console.step)
+    trainer = Trainer(parts, config, should_stop=run.should_stop)
     newest = newest_checkpoint(run, "train")
     if newest is not None:
-        _take_up(trainer, newest)
+        _take_up(trainer, newest, run)
         run.console.say(f"train: going on from {newest}")
     else:
         run.tracker.load_state_dict({"metrics": 0, "events": 0})
@@ -195,7 +207,8 @@ def run_train(run: Run) -> None:
     folder.mark("train", finished=False)
     trainer.run()
     run.console.say(f"train: {trainer.end_reason}")
-    write_json(folder.trained, {"asked_steps": config.train.steps})
+    if run.world.is_main:
+        write_json(folder.trained, {"asked_steps": config.train.steps})
     folder.mark("train", finished=True)
 
 
@@ -220,20 +233,21 @@ def run_eval(run: Run) -> None:
             max_error_fraction=run.config.reward.max_error_fraction,
             by_column=config.by_column,
         )
-        with named_disk_errors(run.folder.evals):
-            run.folder.evals.mkdir(exist_ok=True)
-        write_json(run.folder.evals / f"{name}.json", result.report(name=name, step=step))
+        if run.world.is_main:
+            with named_disk_errors(run.folder.evals):
+                run.folder.evals.mkdir(exist_ok=True)
+            write_json(run.folder.evals / f"{name}.json", result.report(name=name, step=step))
         scores = {f"eval/heldout/{metric}": estimate.value for metric, estimate in result.overall.metrics.items()}
         run.tracker.event(step, "evaluation", {"name": name, **scores})
     run.folder.mark("eval", finished=True)
 
 
-def run_report(run: Run) -> Path:
-    """One self-contained HTML file; returns its path."""
-    with named_disk_errors(run.folder.report):
-        path = write_report(run.folder.path)
+def run_report(run: Run) -> None:
+    """One self-contained HTML file."""
+    if run.world.is_main:
+        with named_disk_errors(run.folder.report):
+            write_report(run.folder.path)
     run.folder.mark("report", finished=True)
-    return path
 
 
 PHASE_FUNCTIONS: dict[Phase, Callable[[Run], object]] = {
@@ -249,6 +263,10 @@ def is_finished(run: Run, phase: Phase) -> bool:
     """Whether there is nothing left of a phase. Training that is asked for more steps than before goes on.
 
     It may have ended before the steps it was asked for: by its patience, or with its curriculum."""
+    return run.world.broadcast(_is_finished(run, phase))
+
+
+def _is_finished(run: Run, phase: Phase) -> bool:
     if not run.folder.begun().get(phase):
         return False
     if phase != "train":
@@ -262,7 +280,7 @@ def newest_checkpoint(run: Run, phase: Phase) -> Path | None:
 
     Raises CheckpointError when there are some and none is whole."""
     folder = run.folder.checkpoints
-    newest, faults = checkpoint.newest_whole(folder)
+    newest, faults = run.world.broadcast(checkpoint.newest_whole(folder) if run.world.is_main else (None, []))
     for fault in faults:
         run.console.say(f"{phase}: {fault}")
     if newest is None and faults:
@@ -276,14 +294,14 @@ def newest_checkpoint(run: Run, phase: Phase) -> Path | None:
 def load_start(run: Run) -> str:
     """Put the policy that training starts from in place: the cold start's, or the config's own. Returns its name."""
     if run.config.sft is None:
-        checkpoint.load_weights(run.policy.model, run.initial_weights)
-        run.rollouts.load_weights(run.policy)
+        run.strategy.load_weights(run.initial_weights())
+        run.rollouts.load_weights()
         return "base"
-    if not run.cold_start_path.is_dir():
+    if not run.world.broadcast(run.cold_start_path.is_dir()):
         raise CheckpointError(f"{run.cold_start_path}: no cold start yet; run `grpo sft` or `grpo recipe` first")
     weights, _, _ = checkpoint.load(run.cold_start_path, device=CPU)
-    checkpoint.load_weights(run.policy.model, weights)
-    run.rollouts.load_weights(run.policy)
+    run.strategy.load_weights(weights)
+    run.rollouts.load_weights()
     return (run.cold_start_path / checkpoint.MANIFEST).read_text(encoding="utf-8")
 
 
@@ -295,32 +313,42 @@ def load_final(run: Run) -> int:
         load_start(run)
         return 0
     best = sorted(run.folder.checkpoints.glob("best_*"))
-    path = best[-1] if best and run.config.evaluation.checkpoint == "best" else newest
+    path = run.world.broadcast(best[-1] if best and run.config.evaluation.checkpoint == "best" else newest)
     weights, _, _ = checkpoint.load(path, device=CPU)
-    checkpoint.load_weights(run.policy.model, weights)
-    run.rollouts.load_weights(run.policy)
+    run.strategy.load_weights(weights)
+    run.rollouts.load_weights()
     run.console.say(f"eval: the final policy is {path}")
     return int(path.name.split("_")[1])
 
 
-def read_tiers(run: Run) -> dict[str, Tier]:
-    """Labels of the profile in the run's folder. Raises DataError where there is none."""
+def read_tiers(run: Run) -> dict[str, dict[str, Any]]:
+    """The profile in the run's folder: each problem's row of the tier table. Raises DataError where there is none."""
     path = run.folder.profile / TIERS_FILE
-    if not path.is_file():
+    if not run.world.broadcast(path.is_file()):
         raise DataError(
             f"{path}: no profile, and curriculum.kind = {run.config.curriculum.kind!r} practises by tier; run "
             "`grpo profile` (or `grpo recipe`) with this config first, or set curriculum.kind=uniform"
         )
     rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["rows"]
-    return {row["problem_id"]: Tier(row["tier"]) for row in rows}
+    return {row["problem_id"]: row for row in rows}
 
 
-def _take_up(trainer: Trainer, path: Path) -> None:
+def _take_up(trainer: Trainer, path: Path, run: Run) -> None:
     """Hand a checkpoint to the trainer. Nothing of it outlives the call: beside the run there is no second copy."""
     weights, optimizer, state = checkpoint.load(path, device=CPU)
+    before, ranks = state["ranks"], {"number": run.world.size, "strategy": run.config.distributed.strategy}
+    if before != ranks:
+        run.console.say(
+            f"train: the checkpoint is of {_layout(before)}, and goes on with {_layout(ranks)}: the same problems, the "
+            "same noise, but sums may round differently"
+        )
     if optimizer is None:
         raise CheckpointError(f"{path}: holds no optimizer state; `grpo train --fresh` starts the training again")
     trainer.load(weights, optimizer, state)
+
+
+def _layout(ranks: Mapping[str, Any]) -> str:
+    return f"{ranks['number']} rank{'s' if ranks['number'] > 1 else ''} ({ranks['strategy']})"
 
 
 def _cold_start_state(run: Run) -> dict[str, Any]:
@@ -331,7 +359,7 @@ def _cold_start_state(run: Run) -> dict[str, Any]:
 
 
 def _validation(run: Run, *, num_rollouts: int) -> Evaluation:
-    run.rollouts.load_weights(run.policy)  # the cold start has moved them
+    run.rollouts.load_weights()  # the cold start has moved them
     return evaluate(
         run.rollouts,
         run.validation,

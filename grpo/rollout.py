@@ -2,17 +2,25 @@
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
 
 from grpo import seeds
 from grpo.chat import Chat
+from grpo.distributed.plan import shares
+from grpo.distributed.strategy import Strategy
+from grpo.distributed.world import World
 from grpo.errors import DataError, RewardError
-from grpo.policy import Policy
 from grpo.sampling.protocol import Completion, Request, Sampler
 from grpo.types import Group, Problem, Rollout
 from rewards import Pool, Reward, Status
+
+
+class GaveUp(Exception):
+    """Sampling was ended in the middle, because the run has to end; what was drawn is lost and can be drawn again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +36,7 @@ class Attempts:
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """Groups in the order of the attempts asked for, and where the time went."""
+    """Groups in the order of the attempts asked for, the same on every rank, and where the time went on the slowest."""
 
     groups: tuple[Group, ...]
     sampling_seconds: float
@@ -36,60 +44,170 @@ class Sampled:
     num_tokens: int
 
 
-class Rollouts:
-    """Samples and scores. It decides nothing: problems, group sizes and the temperature are handed in."""
+@dataclass(frozen=True, slots=True)
+class _Share:
+    """What one rank drew, by place among the attempts asked for: all of a group but its problem, which all know."""
 
-    def __init__(self, sampler: Sampler, chat: Chat, pool: Pool, *, seed: int, success_threshold: float) -> None:
+    members: dict[int, tuple[tuple[Rollout, ...], tuple[str, ...], tuple[Reward, ...]]]
+    sampling_seconds: float
+    reward_seconds: float
+    gave_up: bool
+
+
+class ExpectedLengths:
+    """How long a problem's completions are, in tokens, from those that were seen: what a plan's costs are made of."""
+
+    def __init__(self) -> None:
+        self._of: dict[str, float] = {}
+        self._sum = 0.0
+
+    def observe(self, lengths: Mapping[str, float]) -> None:
+        """The mean length of each problem's newest completions."""
+        for problem_id, length in lengths.items():
+            self._sum += length - self._of.get(problem_id, 0.0)
+            self._of[problem_id] = length
+
+    def of(self, problem_id: str) -> float:
+        """Expected tokens of a completion: the problem's own, or the mean of all that are known, or 1."""
+        return self._of.get(problem_id, self._sum / len(self._of) if self._of else 1.0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is known; the same on every rank."""
+        return {"of": dict(self._of), "sum": self._sum}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """What `state_dict` gave."""
+        self._of, self._sum = dict(state["of"]), state["sum"]
+
+
+class Rollouts:
+    """Samples and scores on every rank. It decides nothing but who draws what: problems, group sizes and the
+    temperature are handed in, the same on every rank."""
+
+    def __init__(
+        self,
+        sampler: Sampler,
+        chat: Chat,
+        pool: Pool,
+        *,
+        world: World,
+        strategy: Strategy,
+        seed: int,
+        success_threshold: float,
+        deterministic: bool = True,
+    ) -> None:
+        """Without `deterministic`, a rank that is done takes groups that others have not begun."""
         self._sampler, self._chat, self._pool = sampler, chat, pool
+        self._world, self._strategy = world, strategy
         self._seed = seed
         self._success_threshold = success_threshold
+        self._deterministic = deterministic
+        self._weights_are_new = True
+        self._num_runs = 0
+        self.lengths = ExpectedLengths()
 
-    def load_weights(self, policy: Policy) -> None:
-        """Sample from this policy's weights as they stand. To be called wherever they have changed."""
-        self._sampler.load_weights(policy)
+    def load_weights(self) -> None:
+        """Sample from the policy's weights as they stand. To be called wherever they have changed."""
+        self._weights_are_new = True
 
     def run(self, attempts: Sequence[Attempts], *, temperature: float, phase: str, step: int) -> Sampled:
         """A group for each of `attempts`. `phase` and `step` are part of every noise key.
 
-        Verifier failures are in the groups as rewards without a value; they are the caller's to judge."""
-        started = time.perf_counter()
-        requests = [
-            Request(
-                prompt_ids=self._chat.prompt_ids(wanted.problem),
-                keys=tuple(self._key(wanted, index, phase=phase, step=step) for index in range(wanted.num_rollouts)),
-                temperature=temperature,
-            )
-            for wanted in attempts
-        ]
-        drawn: dict[tuple[int, int], tuple[Rollout, str, Future[Reward]]] = {}
-        for completion in self._sampler.sample(requests):
-            wanted = attempts[completion.request]
-            rollout = _rollout(requests[completion.request], completion, wanted=wanted, step=step)
-            text = self._chat.text(completion.token_ids)
-            view = wanted.problem.for_verifier(finished=rollout.finished)
-            verdict = self._pool.submit(wanted.problem.reward, text, view)
-            drawn[completion.request, completion.index] = (rollout, text, verdict)
-        sampled = time.perf_counter()
-        groups = tuple(self._group(wanted, number, drawn) for number, wanted in enumerate(attempts))
+        Verifier failures are in the groups as rewards without a value; they are the caller's to judge. Raises GaveUp
+        on every rank where the sampler did on one."""
+        self._world.progress(f"sampling ({phase})", step=step)
+        with self._strategy.sampling_policy() as policy:
+            if self._weights_are_new:
+                self._sampler.load_weights(policy)
+                self._weights_are_new = False
+            own = self._share(attempts, temperature=temperature, phase=phase, step=step)
+        shares = self._world.gather(own)
+        if any(share.gave_up for share in shares):
+            raise GaveUp
+        members = {place: of_place for share in shares for place, of_place in share.members.items()}
+        groups = tuple(self._group(wanted, members[place]) for place, wanted in enumerate(attempts))
+        self.lengths.observe({group.problem.id: fmean(r.num_actions for r in group.rollouts) for group in groups})
         return Sampled(
             groups=groups,
-            sampling_seconds=sampled - started,
-            reward_seconds=time.perf_counter() - sampled,
+            sampling_seconds=max(share.sampling_seconds for share in shares),
+            reward_seconds=max(share.reward_seconds for share in shares),
             num_tokens=sum(rollout.num_actions for group in groups for rollout in group.rollouts),
         )
+
+    def _share(self, attempts: Sequence[Attempts], *, temperature: float, phase: str, step: int) -> _Share:
+        """Draw and judge this rank's part of `attempts`."""
+        started = time.perf_counter()
+        taken: list[int] = []  # places in `attempts`, in the order in which the sampler pulls them
+        requests: list[Request] = []
+
+        def pulled() -> Iterator[Request]:
+            for place in self._places(attempts):
+                wanted = attempts[place]
+                keys = (self._key(wanted, index, phase=phase, step=step) for index in range(wanted.num_rollouts))
+                request = Request(
+                    prompt_ids=self._chat.prompt_ids(wanted.problem), keys=tuple(keys), temperature=temperature
+                )
+                taken.append(place)
+                requests.append(request)
+                yield request
+
+        drawn: dict[tuple[int, int], tuple[Rollout, str, Future[Reward]]] = {}
+        gave_up = False
+        try:
+            for completion in self._sampler.sample(list(pulled()) if self._deterministic else pulled()):
+                wanted = attempts[taken[completion.request]]
+                rollout = _rollout(requests[completion.request], completion, wanted=wanted, step=step)
+                text = self._chat.text(completion.token_ids)
+                view = wanted.problem.for_verifier(finished=rollout.finished)
+                verdict = self._pool.submit(wanted.problem.reward, text, view)
+                drawn[completion.request, completion.index] = (rollout, text, verdict)
+        except GaveUp:
+            gave_up = True
+        sampled = time.perf_counter()
+        members = {} if gave_up else {p: self._judged(attempts[p], n, drawn) for n, p in enumerate(taken)}
+        return _Share(
+            members=members,
+            sampling_seconds=sampled - started,
+            reward_seconds=time.perf_counter() - sampled,
+            gave_up=gave_up,
+        )
+
+    def _places(self, attempts: Sequence[Attempts]) -> Iterator[int]:
+        """The places in `attempts` that this rank draws: by a plan, or as they are free."""
+        costs = [
+            wanted.num_rollouts * self.lengths.of(wanted.problem.id) + len(self._chat.prompt_ids(wanted.problem))
+            for wanted in attempts
+        ]
+        if self._deterministic or self._world.size == 1:
+            yield from shares(costs, num_ranks=self._world.size)[self._world.rank]
+            return
+        self._num_runs += 1
+        costliest_first = sorted(range(len(costs)), key=lambda place: -costs[place])
+        while (turn := self._world.next_turn(f"rollouts {self._num_runs}")) < len(costs):
+            yield costliest_first[turn]
 
     def _key(self, wanted: Attempts, index: int, *, phase: str, step: int) -> int:
         return seeds.key(self._seed, phase, step, wanted.problem.id, wanted.first_attempt + index)
 
-    def _group(
+    def _judged(
         self, wanted: Attempts, number: int, drawn: dict[tuple[int, int], tuple[Rollout, str, Future[Reward]]]
-    ) -> Group:
+    ) -> tuple[tuple[Rollout, ...], tuple[str, ...], tuple[Reward, ...]]:
         members = [drawn[number, index] for index in range(wanted.num_rollouts)]
+        rewards = []
+        for _, _, verdict in members:
+            rewards.append(verdict.result())
+            self._world.progress("rewards")
+        return tuple(rollout for rollout, _, _ in members), tuple(text for _, text, _ in members), tuple(rewards)
+
+    def _group(
+        self, wanted: Attempts, members: tuple[tuple[Rollout, ...], tuple[str, ...], tuple[Reward, ...]]
+    ) -> Group:
+        rollouts, completions, rewards = members
         return Group(
             problem=wanted.problem,
-            rollouts=tuple(rollout for rollout, _, _ in members),
-            completions=tuple(text for _, text, _ in members),
-            rewards=tuple(verdict.result() for _, _, verdict in members),
+            rollouts=rollouts,
+            completions=completions,
+            rewards=rewards,
             success_threshold=self._success_threshold,
         )
 

@@ -3,6 +3,7 @@
 The gate is a number that a policy reaches, not a step: after the same number of steps one seed is at 0.03 and
 another at 0.5. The traces are encoded by the same chat code as the prompts of the rollouts."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,8 @@ from transformers import PrinterCallback, TrainerCallback, TrainerControl, Train
 from grpo.chat import Chat
 from grpo.config import SftConfig
 from grpo.data import to_dataset, trace_text
-from grpo.errors import DataError, GateError, Interrupted
+from grpo.distributed.world import World
+from grpo.errors import ConfigError, DataError, GateError, Interrupted
 from grpo.model import max_positions
 from grpo.policy import Policy
 from grpo.seeds import torch_seed
@@ -43,23 +45,34 @@ def cold_start(
     on_look: Callable[[int, float], None],
     seed: int,
     folder: Path,
+    world: World,
 ) -> ColdStart:
-    """Train `policy` in place on `traces` until `pass_at_1()` reaches the gate.
+    """Train `policy` in place on `traces` until `pass_at_1()` reaches the gate; every rank takes its part of a batch.
 
     Raises GateError when max_steps end below the gate, ConfigError when `sft.completion` names a field that a row has
-    not, DataError for a trace that the model's context cannot hold, Interrupted when `should_stop` says so (a cold
-    start begins again from its seed)."""
+    not or the ranks do not divide a batch, DataError for a trace that the model's context cannot hold, Interrupted when
+    `should_stop` says so (a cold start begins again from its seed)."""
+    per_rank, remainder = divmod(config.batch_size, world.size)
+    if remainder:
+        raise ConfigError(
+            f"sft.batch_size = {config.batch_size}: must be a multiple of the {world.size} ranks, each of which takes "
+            "as many traces; change it"
+        )
     # Imported here: trl takes seconds, and only a cold start needs it.
     from trl import SFTTrainer
 
     # bfloat16 weights would not feel a small learning rate: they are trained in float32, with autocast.
     dtype, dtypes = policy.dtype, _dtypes(policy)
     policy.float()
-    gate = _Gate(policy, config=config, pass_at_1=pass_at_1, should_stop=should_stop, on_look=on_look)
+    gate = _Gate(
+        policy, config=config, pass_at_1=pass_at_1, should_stop=should_stop, on_look=on_look, progress=world.progress
+    )
     on_cpu = policy.device.type == "cpu"
     trainer = SFTTrainer(
         model=policy.model,  # type: ignore[arg-type]  # nn.Module to us: a PreTrainedModel or a PeftModel
-        args=_arguments(config, bf16=dtype == torch.bfloat16, use_cpu=on_cpu, folder=folder, seed=seed),
+        args=_arguments(
+            config, per_rank=per_rank, bf16=dtype == torch.bfloat16, use_cpu=on_cpu, folder=folder, seed=seed
+        ),
         train_dataset=_dataset(chat, traces, config.completion, context_tokens=max_positions(policy.model)),
         processing_class=chat.tokenizer,
         callbacks=[gate],
@@ -82,16 +95,16 @@ def cold_start(
     return ColdStart(steps=int(trainer.state.global_step), looks=tuple(gate.looks))
 
 
-def _arguments(config: SftConfig, *, bf16: bool, use_cpu: bool, folder: Path, seed: int) -> Any:
+def _arguments(config: SftConfig, *, per_rank: int, bf16: bool, use_cpu: bool, folder: Path, seed: int) -> Any:
     """TRL's own settings; it writes, logs and saves nothing."""
     from trl import SFTConfig as TrlConfig
 
-    micro_batch = config.micro_batch_size or config.batch_size
+    micro_batch = math.gcd(config.micro_batch_size or per_rank, per_rank)
     arguments = TrlConfig(
         output_dir=str(folder),
         max_steps=config.max_steps,
         per_device_train_batch_size=micro_batch,
-        gradient_accumulation_steps=config.batch_size // micro_batch,
+        gradient_accumulation_steps=per_rank // micro_batch,
         learning_rate=config.learning_rate,
         lr_scheduler_type="constant_with_warmup",
         warmup_steps=config.warmup_steps,
@@ -133,8 +146,9 @@ class _Gate(TrainerCallback):
         pass_at_1: Callable[[], float],
         should_stop: Callable[[], bool],
         on_look: Callable[[int, float], None],
+        progress: Callable[[str], None],
     ) -> None:
-        self._policy, self._config = policy, config
+        self._policy, self._config, self._progress = policy, config, progress
         self._pass_at_1, self._should_stop, self._on_look = pass_at_1, should_stop, on_look
         self.looks: list[tuple[int, float]] = []
         self.opened = False
@@ -144,6 +158,7 @@ class _Gate(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
         """transformers' hook after each optimizer step (the signature is theirs)."""
+        self._progress("cold start")
         self.interrupted = self._should_stop()
         due = state.global_step % self._config.gate_every_steps == 0 or state.global_step == self._config.max_steps
         if self._config.gate_pass_at_1 is not None and due and not self.interrupted:

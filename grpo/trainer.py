@@ -1,8 +1,10 @@
 """The loop. `Trainer.step` is the page to read: problems, groups, outcomes, batch, update, and what is told to whom.
 
 The trainer owns the order of things and the state that survives a restart; every decision belongs to a part that it
-was handed."""
+was handed. Every rank runs this loop on the same groups and comes to the same decisions; the tracker and the folder of
+the main rank are the ones that write."""
 
+import json
 import math
 import time
 from collections import Counter
@@ -16,11 +18,14 @@ from curricula import Curriculum, TemperatureSchedule, refill_deficit
 from grpo import checkpoint
 from grpo.batch import TrainedRollout
 from grpo.config import RunConfig
+from grpo.distributed.strategy import Strategy
+from grpo.distributed.world import World
 from grpo.errors import Interrupted, RewardError
 from grpo.evaluation import Evaluation, evaluate
 from grpo.folder import RunFolder
-from grpo.policy import Policy
-from grpo.rollout import Attempts, Rollouts, check_lost, lost_verdicts
+from grpo.guards import Guards
+from grpo.rollout import Attempts, GaveUp, Rollouts, check_lost, lost_verdicts
+from grpo.tracking.console import Console
 from grpo.tracking.metrics import group_metrics, rollout_rows
 from grpo.tracking.tracker import Tracker
 from grpo.types import Group, Problem, StepStats
@@ -39,7 +44,8 @@ class Stage:
 class Parts:
     """What the trainer is handed: each owns the decisions that its name says."""
 
-    policy: Policy
+    world: World
+    strategy: Strategy
     rollouts: Rollouts
     curriculum: Curriculum
     temperature: TemperatureSchedule
@@ -49,6 +55,7 @@ class Parts:
     validation: Sequence[Problem]
     tracker: Tracker
     folder: RunFolder
+    console: Console
 
 
 @dataclass(slots=True)
@@ -71,29 +78,38 @@ class Trainer:
         config: RunConfig,
         *,
         should_stop: Callable[[], bool],
-        on_step: Callable[[Mapping[str, float]], None],
     ) -> None:
-        """`should_stop` is asked after each step: True saves and raises Interrupted. `on_step` gets the metrics."""
+        """`should_stop` is asked after each step and says the same on every rank: True saves and raises Interrupted."""
         self._parts, self._config = parts, config
-        self._should_stop, self._on_step = should_stop, on_step
-        self._updater = Updater(parts.policy, config)
+        self._should_stop = should_stop
+        self._updater = Updater(parts.strategy, config, world=parts.world, on_skipped=parts.tracker.skipped)
+        self._guards = Guards(config.guard)
         self._progress = Progress()
+        self._writer = checkpoint.Writer()
+        self._step_start = ""  # the state at the beginning of the step under way
+        self._is_sampling = False
 
     def run(self) -> None:
         """Step until the run's last step, the curriculum's end or an early stop; the last state is always saved."""
-        while not self.end_reason:
-            self.step()
-            reason = self.end_reason
-            stop = self._should_stop() and not reason
-            if reason:
-                self._parts.tracker.event(self._progress.step, "end", {"reason": reason})
-            if reason or stop or self._progress.step % self._config.checkpoint.every_steps == 0:
-                self.save()
-            if stop:
-                raise Interrupted(
-                    f"stopped after step {self._progress.step}; saved in {self._parts.folder.checkpoints}: "
-                    "add --resume to go on"
-                )
+        with self._writer:
+            while not self.end_reason:
+                self._writer.check()
+                try:
+                    self.step()
+                except GaveUp:
+                    raise self._given_up() from None
+                reason = self.end_reason
+                stop = self._should_stop() and not reason
+                if reason:
+                    self._parts.tracker.event(self._progress.step, "end", {"reason": reason})
+                if reason or stop or self._progress.step % self._config.checkpoint.every_steps == 0:
+                    self.save()
+                if stop:
+                    self._writer.wait()  # what the message promises is there
+                    raise Interrupted(
+                        f"stopped after step {self._progress.step}; saved in {self._parts.folder.checkpoints}: "
+                        "add --resume to go on"
+                    )
 
     @property
     def end_reason(self) -> str:
@@ -118,13 +134,16 @@ class Trainer:
         """One turn of the loop."""
         parts, progress, stats = self._parts, self._progress, StepStats()
         started = time.perf_counter()
+        self._step_start = self._state()
         temperature = parts.temperature.value(progress.step)
         stage = parts.curriculum.stage
+        self._is_sampling = True
         groups = self._sample(temperature, stats)
+        self._is_sampling = False
         kept = [group for group in groups if not group.degenerate][: parts.stages[stage].problems_per_step]
         trained = self._updater.update(kept, step=progress.step, stats=stats)
         if any(trained):
-            parts.rollouts.load_weights(parts.policy)
+            parts.rollouts.load_weights()
         self._log_rollouts(groups, trained)
         practised = parts.curriculum.metrics()  # of the stage that the step was in: its end may begin the next one
         parts.curriculum.end_step()
@@ -142,7 +161,29 @@ class Trainer:
         metrics["time/step"] = time.perf_counter() - started
         metrics |= _throughput(metrics)
         parts.tracker.log(progress.step, metrics)
-        self._on_step({"step": progress.step, **metrics})
+        parts.console.step({"step": progress.step, **metrics})
+        self._watch(metrics)
+
+    def _watch(self, metrics: Mapping[str, float]) -> None:
+        """Warn where the step is above a bound. Raises DivergenceError where too many in a row are."""
+        above = self._guards.observe(self._progress.step, metrics)
+        if above:
+            self._parts.console.say(f"train: step {self._progress.step}: {above}")
+            self._parts.tracker.event(self._progress.step, "guard", {"above": above})
+
+    def _given_up(self) -> Interrupted:
+        """Save what a step that was ended in the middle leaves, and say so."""
+        progress = Progress(**json.loads(self._step_start)["progress"])
+        if not self._is_sampling:  # the weights have moved, and the numbers of the step are not written
+            return Interrupted(
+                f"stopped while evaluating in step {progress.step + 1}: --resume does the steps since the "
+                "last checkpoint again"
+            )
+        self._progress = progress
+        if progress.step:
+            self._save(self._step_start)
+            self._writer.wait()
+        return Interrupted(f"stopped in the middle of step {progress.step + 1}, which --resume begins again")
 
     # --- sampling -------------------------------------------------------------------------------------------------
 
@@ -249,45 +290,66 @@ class Trainer:
     # --- what survives --------------------------------------------------------------------------------------------
 
     def save(self) -> None:
-        """Write a checkpoint and delete those that are too old."""
-        folder, progress = self._parts.folder.checkpoints, self._progress
-        checkpoint.save(
-            checkpoint.step_path(folder, progress.step),
-            weights=checkpoint.weights_of(self._parts.policy.model),
-            optimizer=self._updater.state_dict(),
-            state=self.state_dict(),
-        )
+        """Write a checkpoint and delete those that are too old. The loop waits for a copy of the state alone."""
+        self._save(self._state())
+
+    def _save(self, state_json: str) -> None:
+        started = time.perf_counter()
+        parts, folder, progress = self._parts, self._parts.folder.checkpoints, self._progress
+        self._writer.wait()
+        weights, optimizer = parts.strategy.weights(), self._updater.state_dict()
+        state = {**json.loads(state_json), "tracker": parts.tracker.state_dict()}
+        path, last_step = checkpoint.step_path(folder, progress.step), progress.step
         best = checkpoint.best_path(folder, progress.best_step) if progress.best_step >= 0 else None
         keep_last = self._config.checkpoint.keep_last
-        checkpoint.prune(folder, last_step=progress.step, keep_last=keep_last, best=best)
+        stopped_seconds = time.perf_counter() - started
+
+        def write() -> None:
+            begun = time.perf_counter()
+            checkpoint.save(path, weights=weights, optimizer=optimizer, state=state)
+            checkpoint.prune(folder, last_step=last_step, keep_last=keep_last, best=best)
+            parts.console.note(
+                f"checkpoint: {path.name}; the loop stood still for {stopped_seconds:.3f} s, written in "
+                f"{time.perf_counter() - begun:.3f} s"
+            )
+
+        if parts.world.is_main:
+            self._writer.write(write)
+        parts.world.progress("checkpoint")
 
     def load(self, weights: Mapping[str, Tensor], optimizer: Mapping[str, Any], state: Mapping[str, Any]) -> None:
         """Take up a checkpoint: the run goes on as if it had never stopped."""
-        checkpoint.load_weights(self._parts.policy.model, weights)
+        self._parts.strategy.load_weights(weights)
         self._updater.load_state_dict(optimizer)
         self._progress = Progress(**state["progress"])
         self._parts.curriculum.load_state_dict(state["curriculum"])
         self._parts.temperature.load_state_dict(state["temperature"])
+        self._parts.rollouts.lengths.load_state_dict(state["lengths"])
+        self._guards.load_state_dict(state["guards"])
         self._parts.tracker.load_state_dict(state["tracker"])
-        self._parts.rollouts.load_weights(self._parts.policy)
+        self._parts.rollouts.load_weights()
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything but weights and optimizer, as JSON can hold it. Noise needs no state: it is counted, not drawn."""
-        names = Progress.__dataclass_fields__
-        return {
-            "progress": {name: getattr(self._progress, name) for name in names},
-            "curriculum": self._parts.curriculum.state_dict(),
-            "temperature": self._parts.temperature.state_dict(),
-            "tracker": self._parts.tracker.state_dict(),
+    def _state(self) -> str:
+        """Everything but weights, optimizer and the tracker's files, as JSON: a copy that no later step changes.
+
+        The same on every rank. Noise needs no state: it is counted, not drawn."""
+        parts = self._parts
+        state = {
+            "progress": {name: getattr(self._progress, name) for name in Progress.__dataclass_fields__},
+            "curriculum": parts.curriculum.state_dict(),
+            "temperature": parts.temperature.state_dict(),
+            "lengths": parts.rollouts.lengths.state_dict(),
+            "guards": self._guards.state_dict(),
+            "ranks": {"number": parts.world.size, "strategy": self._config.distributed.strategy},
         }
+        return json.dumps(state)
 
     def _save_weights_as_best(self) -> None:
-        checkpoint.save(
-            checkpoint.best_path(self._parts.folder.checkpoints, self._progress.step),
-            weights=checkpoint.weights_of(self._parts.policy.model),
-            optimizer=None,
-            state={"step": self._progress.step, "value": self._progress.best_value},
-        )
+        weights = self._parts.strategy.weights()
+        path = checkpoint.best_path(self._parts.folder.checkpoints, self._progress.step)
+        state = {"step": self._progress.step, "value": self._progress.best_value}
+        if self._parts.world.is_main:
+            self._writer.write(lambda: checkpoint.save(path, weights=weights, optimizer=None, state=state))
 
     def _log_rollouts(self, groups: Sequence[Group], trained: Sequence[list[TrainedRollout]]) -> None:
         advantages = {(t.rollout.problem_id, t.rollout.attempt): t.advantage for of_group in trained for t in of_group}

@@ -100,8 +100,8 @@ class KeptSets:
         return (self.ids[start:stop] for start, stop in pairwise(self.offsets))
 
     def part(self, start: int, stop: int) -> "KeptSets":
-        """Those of tokens `start` to `stop`, or to the last."""
-        offsets = self.offsets[start : stop + 1]
+        """Those of tokens `start` to `stop`, or to the last; none where `start` is past it."""
+        offsets = self.offsets[min(start, len(self)) : stop + 1]
         first = offsets[0]
         return KeptSets(ids=self.ids[first : offsets[-1]], offsets=array("q", [offset - first for offset in offsets]))
 
@@ -197,6 +197,15 @@ class StepStats:
     def add_max(self, name: str, value: float) -> None:
         """Let `name` be the largest value it was given."""
         self._maxima[name] = max(self._maxima.get(name, -math.inf), float(value))
+
+    def merge(self, other: "StepStats") -> None:
+        """Add all that another rank or part of the step has counted."""
+        for name, (total, count) in other._sums.items():
+            self.add(name, total=total, count=count)
+        for name, number in other._counts.items():
+            self.add_count(name, number)
+        for name, value in other._maxima.items():
+            self.add_max(name, value)
 
     def reduce(self) -> dict[str, float]:
         """Means, totals and maxima by name; a mean over nothing is left out."""

@@ -1,8 +1,10 @@
-"""The step's update: kept groups become advantages, micro-batches, gradients and one or several optimizer steps."""
+"""The step's update: kept groups become advantages, micro-batches, gradients and one or several optimizer steps.
+
+Every rank is handed the same groups, makes the same plan, and computes its own part of it."""
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,21 +13,33 @@ from torch import Tensor
 from grpo.advantages import group_advantages
 from grpo.batch import MicroBatch, TrainedRollout, micro_batches, minibatches, trained_rollouts
 from grpo.config import RunConfig
+from grpo.distributed.strategy import Strategy
+from grpo.distributed.world import World
 from grpo.errors import DivergenceError
 from grpo.losses import policy_loss
-from grpo.optim import Optimizer, learning_rate
-from grpo.policy import Policy
+from grpo.optim import learning_rate
 from grpo.tracking.metrics import loss_metrics, sampler_metrics
 from grpo.types import Group, StepStats
 from rewards import soft_overlong_penalty
 
+PHASE = "update"
+
 
 class Updater:
-    """Owns the optimizer. It is handed groups that teach something, and decides nothing that the config does not."""
+    """Makes updates of groups that teach something, and decides nothing that the config does not."""
 
-    def __init__(self, policy: Policy, config: RunConfig) -> None:
-        self._policy, self._config = policy, config
-        self._optimizer = Optimizer(policy, config.optim)
+    def __init__(
+        self,
+        strategy: Strategy,
+        config: RunConfig,
+        *,
+        world: World,
+        on_skipped: Callable[[int, Iterator[dict[str, Any]]], None] = lambda step, rows: None,
+    ) -> None:
+        """`on_skipped` is given the step (from 1) and, as JSON can hold it, the rollouts of an update whose gradient
+        was not finite."""
+        self._strategy, self._config, self._world = strategy, config, world
+        self._on_skipped = on_skipped
         self._skipped_in_a_row = 0
 
     def update(self, groups: Sequence[Group], *, step: int, stats: StepStats) -> list[list[TrainedRollout]]:
@@ -34,18 +48,22 @@ class Updater:
         Raises DivergenceError when too many updates in a row had a gradient that is not finite."""
         started = time.perf_counter()
         trained = self._with_advantages(groups)
-        self._train(trained, step=step, stats=stats)
+        own = StepStats()  # of this rank's micro-batches
+        self._train(trained, step=step, own=own, stats=stats)
+        for of_rank in self._world.gather(own):
+            stats.merge(of_rank)
         stats.add_count("time/train", time.perf_counter() - started)
         return trained
 
     def state_dict(self) -> dict[str, Any]:
-        """The optimizer's state, and how many updates in a row were skipped."""
-        return {**self._optimizer.state_dict(), "skipped_in_a_row": self._skipped_in_a_row}
+        """The optimizer's state, on the main rank, and how many updates in a row were skipped."""
+        return {**self._strategy.state_dict(), "skipped_in_a_row": self._skipped_in_a_row}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """What `state_dict` gave."""
-        self._optimizer.load_state_dict(state)
-        self._skipped_in_a_row = state["skipped_in_a_row"]
+        of_strategy = dict(state)
+        self._skipped_in_a_row = of_strategy.pop("skipped_in_a_row")
+        self._strategy.load_state_dict(of_strategy)
 
     def _with_advantages(self, groups: Sequence[Group]) -> list[list[TrainedRollout]]:
         if not groups:
@@ -77,51 +95,57 @@ class Updater:
             for rollout, value in valued
         ]
 
-    def _train(self, trained: Sequence[list[TrainedRollout]], *, step: int, stats: StepStats) -> None:
+    def _train(self, trained: Sequence[list[TrainedRollout]], *, step: int, own: StepStats, stats: StepStats) -> None:
         """One or several optimizer updates on the step's groups."""
-        config = self._config
+        config, world = self._config, self._world
+        parts = minibatches(trained, number=config.train.minibatches_per_step)
         updates = [
             micro_batches(
                 minibatch,
                 tokens_per_micro_batch=config.train.tokens_per_micro_batch,
                 limit_tokens=config.sampling.max_completion_tokens,
                 aggregation=config.loss.aggregation,
-                device=self._policy.device,
+                device=world.device,
+                rank=world.rank,
+                num_ranks=world.size,
             )
-            for minibatch in minibatches(trained, number=config.train.minibatches_per_step)
+            for minibatch in parts
         ]
         old = [
-            self._old_logprobs(update, of_first_update=number == 0, stats=stats)
-            for number, update in enumerate(updates)
+            self._old_logprobs(update, of_first_update=number == 0, own=own) for number, update in enumerate(updates)
         ]
         for epoch in range(config.train.epochs_per_step):
             for number, update in enumerate(updates):
                 before_step = epoch == number == 0
                 for place, batch in enumerate(update):
-                    old[number][place] = self._backward(batch, old[number][place], before_step=before_step, stats=stats)
-                self._apply(step=step, stats=stats)
+                    old[number][place] = self._backward(
+                        batch, old[number][place], before_step=before_step, last=place + 1 == len(update), own=own
+                    )
+                    world.progress(PHASE, step=step + 1)
+                self._apply(parts[number], step=step, stats=stats)
 
     def _old_logprobs(
-        self, update: Sequence[MicroBatch], *, of_first_update: bool, stats: StepStats
+        self, update: Sequence[MicroBatch], *, of_first_update: bool, own: StepStats
     ) -> list[Tensor | None]:
         """What each micro-batch's ratio is taken against, [A]; None where its own first forward gives it."""
         if self._config.train.old_logprobs == "sampler":
             return [batch.sampler_logprobs for batch in update]
         # The first update's own forward is still by the policy before the step, so only later ones are scored apart.
-        return [None if of_first_update else self._score(batch, stats) for batch in update]
+        return [None if of_first_update else self._score(batch, own) for batch in update]
 
     @torch.no_grad()
-    def _score(self, batch: MicroBatch, stats: StepStats) -> Tensor:
+    def _score(self, batch: MicroBatch, own: StepStats) -> Tensor:
         """The policy's log-probs [A] before the step's first update."""
-        logprobs, _ = self._policy(batch)
-        sampler_metrics(stats, policy_logprobs=logprobs, sampler_logprobs=batch.sampler_logprobs)
+        logprobs, _ = self._strategy.forward(batch)
+        sampler_metrics(own, policy_logprobs=logprobs, sampler_logprobs=batch.sampler_logprobs)
+        self._world.progress(PHASE)
         return logprobs
 
     def _backward(
-        self, batch: MicroBatch, old_logprobs: Tensor | None, *, before_step: bool, stats: StepStats
+        self, batch: MicroBatch, old_logprobs: Tensor | None, *, before_step: bool, last: bool, own: StepStats
     ) -> Tensor:
         """Add one micro-batch's gradient; returns the old log-probs [A], which are its own where none are given."""
-        logprobs, entropy = self._policy(batch)  # [A], [A]
+        logprobs, entropy = self._strategy.forward(batch)  # [A], [A]
         old = logprobs.detach() if old_logprobs is None else old_logprobs
         terms = policy_loss(
             logprobs,
@@ -132,25 +156,48 @@ class Updater:
             weights=batch.weights,
             config=self._config.loss,
         )
-        self._optimizer.backward(terms.loss)
-        loss_metrics(stats, terms, entropy=entropy.detach())
+        self._strategy.backward(terms.loss, last=last)
+        loss_metrics(own, terms, entropy=entropy.detach())
         if before_step:
-            sampler_metrics(stats, policy_logprobs=logprobs.detach(), sampler_logprobs=batch.sampler_logprobs)
+            sampler_metrics(own, policy_logprobs=logprobs.detach(), sampler_logprobs=batch.sampler_logprobs)
         return old
 
-    def _apply(self, *, step: int, stats: StepStats) -> None:
+    def _apply(self, minibatch: Sequence[list[TrainedRollout]], *, step: int, stats: StepStats) -> None:
         config = self._config.optim
         rate = learning_rate(step, num_steps=self._config.train.steps, config=config)
-        norm = self._optimizer.update(rate=rate)
+        norm = self._strategy.update(rate=rate)
         finite = math.isfinite(norm)
         stats.add_count("optim/skipped_updates", not finite)
         stats.add("optim/lr", total=rate, count=1)
-        self._skipped_in_a_row = 0 if finite else self._skipped_in_a_row + 1
+        for name, value in self._strategy.metrics().items():
+            stats.add(name, total=value, count=1)
         if finite:
             stats.add("optim/grad_norm", total=norm, count=1)
+            self._skipped_in_a_row = 0
+        elif not self._strategy.lowered_scale:
+            self._skipped_in_a_row += 1
+            self._on_skipped(step + 1, _rows(minibatch))
         if self._skipped_in_a_row > config.max_skipped_updates:
             raise DivergenceError(
                 f"step {step + 1}: {self._skipped_in_a_row} updates in a row had a non-finite loss or gradient "
-                f"(optim.max_skipped_updates = {config.max_skipped_updates}); lower optim.learning_rate, under another "
-                "run.name or with --fresh"
+                f"(optim.max_skipped_updates = {config.max_skipped_updates}); their rollouts are in the run's folder "
+                "skipped; lower optim.learning_rate, under another run.name or with --fresh"
             )
+
+
+def _rows(minibatch: Sequence[list[TrainedRollout]]) -> Iterator[dict[str, Any]]:
+    """All that the loss was made of, a rollout a row."""
+    for of_group in minibatch:
+        for trained in of_group:
+            rollout = trained.rollout
+            yield {
+                "problem_id": rollout.problem_id,
+                "attempt": rollout.attempt,
+                "policy_step": rollout.policy_step,
+                "temperature": rollout.temperature,
+                "advantage": trained.advantage,
+                "group_tokens": trained.group_tokens,
+                "token_ids": list(rollout.token_ids),
+                "action_mask": [int(action) for action in rollout.action_mask],
+                "logprobs": list(rollout.logprobs),
+            }

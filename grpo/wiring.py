@@ -2,25 +2,29 @@
 
 Whatever can be found wrong without sampling a token is found here, before anything expensive starts."""
 
-import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 
 import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from grpo import checkpoint, practice
 from grpo.chat import Chat
 from grpo.config import RewardConfig, RunConfig
 from grpo.data import ProblemSets, load_problem_sets, load_problems, trace_text, without
-from grpo.errors import ConfigError, DataError
+from grpo.distributed.replicated import Replicated
+from grpo.distributed.strategy import Strategy
+from grpo.distributed.world import World
+from grpo.errors import ConfigError, DataError, Interrupted
 from grpo.folder import Phase, RunFolder, Start
 from grpo.model import end_token_ids, load_model, load_tokenizer, max_positions
 from grpo.policy import Policy
 from grpo.recipe import Run
-from grpo.rollout import Rollouts, check_prompts
+from grpo.rollout import GaveUp, Rollouts, check_prompts
 from grpo.sampling.native import NativeSampler
 from grpo.tracking.console import Console
-from grpo.tracking.tracker import Tracker
+from grpo.tracking.tracker import SilentTracker, Tracker
 from grpo.types import Problem
 from rewards import Pool, RewardSpec
 
@@ -29,24 +33,32 @@ from rewards import Pool, RewardSpec
 def opened(
     config: RunConfig,
     *,
+    world: World,
     start: Start,
     phases: tuple[Phase, ...],
     console: Console,
     should_stop: Callable[[], bool],
+    must_stop: Callable[[], bool],
 ) -> Iterator[Run]:
-    """A run with its folder locked and its workers started; both end with the context. Raises RunErrors by name."""
-    _one_process()
+    """A run with its folder locked and its workers started; both end with the context. Raises RunErrors by name.
+
+    `should_stop` and `must_stop` say whether this process was asked to end, and whether it has to at once."""
+    world.progress("start")
+    if not world.is_main:
+        console.be_quiet()
     if config.run.threads is not None:
         torch.set_num_threads(config.run.threads)
     reward = practice.reward_spec(config.reward)
-    device = _device(config.run.device)
     sets = load_problem_sets(config.data, reward=reward, seed=config.run.seed)
     _check_column(config.evaluation.by_column, sets.heldout)
     traces = load_traces(config, sets, reward=reward, console=console) if config.sft is not None else []
     problem_ids = _problem_ids(sets, traces)
-    RunFolder.check(config, problem_ids=problem_ids, start=start, phases=phases)
+    if world.is_main:
+        RunFolder.check(config, problem_ids=problem_ids, start=start, phases=phases)
+    world.progress("start, loading the model")
     tokenizer = load_tokenizer(config.model)
-    model = load_model(config.model, tokenizer=tokenizer, seed=config.run.seed, device=device)
+    model = load_model(config.model, tokenizer=tokenizer, seed=config.run.seed, device=world.device)
+    world.progress("start")
     try:
         policy = Policy(model)
     except ValueError as error:
@@ -60,24 +72,46 @@ def opened(
         f"{len(fitting['train'])} problems to practise, {len(fitting['validation'])} for validation, "
         f"{len(fitting['heldout'])} held out" + "".join(f"; {n} dropped: {why}" for why, n in sets.dropped.items())
     )
-    sampler = NativeSampler(policy, config.sampling, end_token_ids=chat.end_token_ids, tokenizer=tokenizer)
+    strategy = _strategy(policy, world, config)
+
+    def on_progress() -> None:
+        world.progress("sampling")
+        if must_stop():
+            raise GaveUp
+
+    with strategy.sampling_policy() as sampled:
+        sampler = NativeSampler(
+            sampled,
+            config.sampling,
+            end_token_ids=chat.end_token_ids,
+            tokenizer=tokenizer,
+            on_progress=on_progress,
+        )
     with ExitStack() as stack:
-        folder = stack.enter_context(RunFolder.opened(config, problem_ids=problem_ids, start=start, phases=phases))
+        folder = stack.enter_context(_folder(config, world, problem_ids=problem_ids, start=start, phases=phases))
         console.log_to(folder.log)
+        if world.watchdog is not None:
+            world.watchdog.log_to(folder.log)
         pool = stack.enter_context(_pool(config.reward))
-        tracker = Tracker(folder, config, fresh=start == "fresh", say=console.say)
+        tracker = Tracker(folder, config, fresh=start == "fresh", say=console.say) if world.is_main else SilentTracker()
         stack.callback(tracker.close)
         rollouts = Rollouts(
-            sampler, chat, pool, seed=config.run.seed, success_threshold=config.reward.success_threshold
+            sampler,
+            chat,
+            pool,
+            world=world,
+            strategy=strategy,
+            seed=config.run.seed,
+            success_threshold=config.reward.success_threshold,
+            deterministic=config.distributed.deterministic,
         )
-        yield Run(
+        run = Run(
             config=config,
+            world=world,
             folder=folder,
             policy=policy,
-            # On the CPU, where a copy of the model is cheap: it is read once or twice in a run.
-            initial_weights={
-                name: tensor.to("cpu", copy=True) for name, tensor in checkpoint.weights_of(model).items()
-            },
+            strategy=strategy,
+            initial_weights=lambda: _initial_weights(config, tokenizer),
             chat=chat,
             rollouts=rollouts,
             train=fitting["train"],
@@ -86,8 +120,45 @@ def opened(
             traces=traces,
             tracker=tracker,
             console=console,
-            should_stop=should_stop,
+            should_stop=lambda: world.any(should_stop()),
         )
+        try:
+            yield run
+        except GaveUp:
+            raise Interrupted("stopped in the middle of sampling, which begins again: add --resume") from None
+
+
+@contextmanager
+def _folder(
+    config: RunConfig,
+    world: World,
+    *,
+    problem_ids: Mapping[str, Sequence[str]],
+    start: Start,
+    phases: tuple[Phase, ...],
+) -> Iterator[RunFolder]:
+    """The run's folder, opened by the main rank; the others see it once it is."""
+    if world.is_main:
+        with RunFolder.opened(config, problem_ids=problem_ids, start=start, phases=phases) as folder:
+            world.broadcast(None)
+            yield folder
+        return
+    world.broadcast(None)
+    yield RunFolder.followed(config, rank=world.rank)
+
+
+def _strategy(policy: Policy, world: World, config: RunConfig) -> Strategy:
+    if config.distributed.strategy == "ddp":
+        return Replicated(policy, world, config.optim)
+    from grpo.distributed.zero import Zero
+
+    return Zero(policy, world, config)
+
+
+def _initial_weights(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Mapping[str, Tensor]:
+    """Made again where they are asked for, which is once or twice in a run: held, they would take a model's memory."""
+    model = load_model(config.model, tokenizer=tokenizer, seed=config.run.seed, device=torch.device("cpu"))
+    return checkpoint.weights_of(model)
 
 
 def _pool(config: RewardConfig) -> Pool:
@@ -154,15 +225,3 @@ def _check_column(column: str | None, heldout: tuple[Problem, ...]) -> None:
         raise ConfigError(
             f"evaluation.by_column = {column!r}: the held-out rows have no such column; they have {', '.join(known)}"
         )
-
-
-def _device(name: str) -> torch.device:
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("run.device = 'cuda', but torch finds no GPU; install a CUDA build of torch, or set auto")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
-
-
-def _one_process() -> None:
-    world = os.environ.get("WORLD_SIZE", "1")
-    if world != "1":
-        raise ConfigError(f"WORLD_SIZE = {world}: this version trains in one process; start it without a launcher")

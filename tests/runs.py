@@ -5,6 +5,8 @@ no list machine, and a test of tiers, updates and resumes needs problems of ever
 
 import copy
 import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,15 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from curricula import Tier
+from grpo import practice
 from grpo.cli import main
 from grpo.config import RunConfig
+from grpo.distributed.world import World
+from grpo.recipe import Run, stages_of
+from grpo.tracking.console import Console
+from grpo.trainer import Parts, Trainer
+from grpo.wiring import opened
 
 OF_THE_CLOCK = ("time/", "throughput/")
 FIELDS: dict[str, Any] = {
@@ -97,6 +106,43 @@ def small_run_file(folder: Path, **changes: Any) -> Path:
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(small_run_fields(folder, **changes)), encoding="utf-8")
     return path
+
+
+@contextmanager
+def opened_run(config: RunConfig, *, world: World | None = None) -> Iterator[Run]:
+    """A run opened for training, in this process."""
+    with opened(
+        config,
+        world=world or World.alone(),
+        start="fresh",
+        phases=("train",),
+        console=Console(num_steps=config.train.steps),
+        should_stop=lambda: False,
+        must_stop=lambda: False,
+    ) as run:
+        yield run
+
+
+def trainer_of(run: Run, config: RunConfig, *, tiers: Mapping[str, Tier] | None = None) -> Trainer:
+    """A trainer at step 0, on the initial weights. `tiers` stand for a profile where the curriculum has stages."""
+    tiers = tiers or {}
+    run.strategy.load_weights(run.initial_weights())
+    run.rollouts.load_weights()
+    parts = Parts(
+        world=run.world,
+        strategy=run.strategy,
+        rollouts=run.rollouts,
+        curriculum=practice.build_curriculum(config, [problem.id for problem in run.train], tiers),
+        temperature=practice.build_temperature(config.temperature, num_steps=config.train.steps),
+        stages=stages_of(config),
+        problems={problem.id: problem for problem in run.train},
+        tiers={problem_id: str(tier) for problem_id, tier in tiers.items()},
+        validation=run.validation,
+        tracker=run.tracker,
+        folder=run.folder,
+        console=run.console,
+    )
+    return Trainer(parts, config, should_stop=lambda: False)
 
 
 def grpo(*arguments: str | Path) -> int:

@@ -8,14 +8,11 @@ from typing import Any
 import pytest
 
 from curricula import Constant, Curriculum, Outcome, Tier, TwoStages, Uniform, Weighted
-from grpo import checkpoint
 from grpo.config import RunConfig, TemperatureConfig
 from grpo.errors import DataError
 from grpo.practice import build_curriculum, build_temperature, needs_profile
-from grpo.recipe import stages_of
-from grpo.trainer import Parts, Trainer
-from tests.runs import small_run_config
-from tests.test_trainer import COIN, LOOP, events_of, judged_by, metrics_of, rollouts_of, running, trained
+from tests.runs import opened_run, small_run_config, trainer_of
+from tests.test_trainer import COIN, LOOP, events_of, judged_by, metrics_of, rollouts_of, trained
 
 IDS = [f"p{index:02d}" for index in range(12)]
 TIERS = {problem_id: (Tier.moderate, Tier.extreme)[index % 2] for index, problem_id in enumerate(IDS)}
@@ -163,8 +160,8 @@ def test_a_weighted_run_practises_what_its_own_outcomes_weigh_and_rests_what_is_
     changes = judged_by(tmp_path, judge) | {"train.steps": 30, "train.group_size": 16, "optim.learning_rate": 1e-5}
     run = trained(tmp_path, **changes, curriculum=curriculum)
     config = small_run_config(tmp_path, **(LOOP | changes | {"curriculum": curriculum, "run.name": "alike"}))
-    with running(config) as opened_run:
-        problems = {problem.id: problem for problem in opened_run.train}
+    with opened_run(config) as opened:
+        problems = {problem.id: problem for problem in opened.train}
     alike = build_curriculum(config, list(problems), {})
     easy = []
     for step in range(1, 31):
@@ -183,25 +180,11 @@ def test_a_weighted_run_practises_what_its_own_outcomes_weigh_and_rests_what_is_
 
 def staged_run(config: RunConfig) -> tuple[Path, Curriculum]:
     """Train with tiers that are given instead of profiled: moderate and extreme in turn."""
-    with running(config) as run:
-        checkpoint.load_weights(run.policy.model, run.initial_weights)
+    with opened_run(config) as run:
         ids = [problem.id for problem in run.train]
-        tiers = {problem_id: (Tier.moderate, Tier.extreme)[index % 2] for index, problem_id in enumerate(ids)}
-        curriculum = build_curriculum(config, ids, tiers)
-        parts = Parts(
-            policy=run.policy,
-            rollouts=run.rollouts,
-            curriculum=curriculum,
-            temperature=build_temperature(config.temperature, num_steps=config.train.steps),
-            stages=stages_of(config),
-            problems={problem.id: problem for problem in run.train},
-            tiers={problem_id: str(tier) for problem_id, tier in tiers.items()},
-            validation=run.validation,
-            tracker=run.tracker,
-            folder=run.folder,
-        )
-        Trainer(parts, config, should_stop=lambda: False, on_step=lambda metrics: None).run()
-        return run.folder.path, curriculum
+        loop = trainer_of(run, config, tiers={p: (Tier.moderate, Tier.extreme)[n % 2] for n, p in enumerate(ids)})
+        loop.run()
+        return run.folder.path, loop._parts.curriculum
 
 
 def test_a_stage_until_plateau_switches_says_why_and_the_last_stages_end_ends_the_run(tmp_path):

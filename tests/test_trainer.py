@@ -6,7 +6,6 @@ import json
 import math
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,12 +24,9 @@ from grpo.optim import Optimizer
 from grpo.policy import Policy
 from grpo.recipe import Run
 from grpo.sampling.native import NativeSampler
-from grpo.tracking.console import Console
-from grpo.trainer import Parts, Stage, Trainer
 from grpo.types import StepStats
-from grpo.wiring import opened
 from rewards import soft_overlong_penalty
-from tests.runs import grpo, outcome, read_jsonl, small_run_config, small_run_file
+from tests.runs import grpo, opened_run, outcome, read_jsonl, small_run_config, small_run_file, trainer_of
 
 LOOP = {"sft": None, "curriculum": {"kind": "uniform", "max_refill_waves": 1}, "evaluation.every_steps": 0}
 DIGITS = {"sampling.stop_strings": list("0123456789")}  # ends some completions of a model that has learned nothing
@@ -43,32 +39,6 @@ def judged_by(folder: Path, expression: str) -> dict[str, Any]:
     path = folder / "judge.py"
     path.write_text(f"def judge(completion, problem):\n    return {expression}\n", encoding="utf-8")
     return {"reward.file": str(path), "reward.function": "judge"}
-
-
-@contextmanager
-def running(config: RunConfig) -> Iterator[Run]:
-    """A run opened for training, in this process."""
-    console = Console(num_steps=config.train.steps)
-    with opened(config, start="fresh", phases=("train",), console=console, should_stop=lambda: False) as run:
-        yield run
-
-
-def trainer_of(run: Run, config: RunConfig) -> Trainer:
-    """A trainer at step 0, on the run's initial weights."""
-    checkpoint.load_weights(run.policy.model, run.initial_weights)
-    parts = Parts(
-        policy=run.policy,
-        rollouts=run.rollouts,
-        curriculum=practice.build_curriculum(config, [problem.id for problem in run.train], {}),
-        temperature=practice.build_temperature(config.temperature, num_steps=config.train.steps),
-        stages=[Stage(problems_per_step=config.train.problems_per_step, group_size=config.train.group_size)],
-        problems={problem.id: problem for problem in run.train},
-        tiers={},
-        validation=run.validation,
-        tracker=run.tracker,
-        folder=run.folder,
-    )
-    return Trainer(parts, config, should_stop=lambda: False, on_step=lambda metrics: None)
 
 
 def trained(folder: Path, **changes: Any) -> Path:
@@ -152,7 +122,7 @@ def test_only_later_updates_are_scored_apart_and_none_where_the_old_log_probs_ar
         return original(self, batch)
 
     monkeypatch.setattr(Policy, "forward", noted)
-    with running(config) as run:
+    with opened_run(config) as run:
         trainer_of(run, config).step()
     assert len(scored) == num_scored
     assert len(trained_on) == 2 * 3
@@ -205,11 +175,11 @@ def test_splitting_a_step_into_480_micro_batches_changes_its_gradient_by_roundin
         return 1.0
 
     monkeypatch.setattr(Optimizer, "update", noted_update)
-    with running(config) as run:
+    with opened_run(config) as run:
         groups = trainer_of(run, config)._sample(1.0, StepStats())
         for tokens in (1, 100_000):
             split = config.train.model_copy(update={"tokens_per_micro_batch": tokens})
-            updater = update.Updater(run.policy, config.model_copy(update={"train": split}))
+            updater = update.Updater(run.strategy, config.model_copy(update={"train": split}), world=run.world)
             updater.update([group for group in groups if not group.degenerate], step=0, stats=StepStats())
     alone, together = gradients
     assert float((alone - together).norm() / together.norm()) < bound
@@ -219,7 +189,7 @@ def test_splitting_a_step_into_480_micro_batches_changes_its_gradient_by_roundin
 def test_the_sampler_is_as_near_the_trainer_as_rounding_allows(tmp_path, temperature):
     changes = {"temperature": {"value": temperature}, "train.steps": 3, "train.minibatches_per_step": 2}
     config = small_run_config(tmp_path, **LOOP, **judged_by(tmp_path, COIN), **changes)
-    with running(config) as run:
+    with opened_run(config) as run:
         loop = trainer_of(run, config)
         loop.run()
         with torch.no_grad():
@@ -242,15 +212,15 @@ def test_updates_that_are_not_finite_are_skipped_counted_and_end_the_run_by_name
         return replace(terms, loss=terms.loss * math.nan) if poisoned else terms
 
     monkeypatch.setattr(update, "policy_loss", sometimes_nan)
-    with running(config) as run:
+    with opened_run(config) as run:
         loop = trainer_of(run, config)
         loop.step()
         loop.step()
-        held = checkpoint.weights_of(run.policy.model)
-        assert all(torch.equal(held[name], run.initial_weights[name]) for name in held)
+        held, initial = checkpoint.weights_of(run.policy.model), run.initial_weights()
+        assert all(torch.equal(held[name], initial[name]) for name in held)
         poisoned = False
         loop.step()  # a finite one in between begins the count again
-        assert any(not torch.equal(held[name], run.initial_weights[name]) for name in held)
+        assert any(not torch.equal(held[name], initial[name]) for name in held)
         poisoned = True
         loop.step()
         loop.step()
@@ -259,11 +229,22 @@ def test_updates_that_are_not_finite_are_skipped_counted_and_end_the_run_by_name
     rows = metrics_of(run.folder.path)
     assert [row["optim/skipped_updates"] for row in rows] == [1, 1, 0, 1, 1]
     assert ["optim/grad_norm" in row for row in rows] == [False, False, True, False, False]
+    skipped = sorted(path.name for path in run.folder.skipped.iterdir())
+    assert skipped == [f"step_00000{step}_0.jsonl" for step in (1, 2, 4, 5, 6)]
+    kept = read_jsonl(run.folder.skipped / skipped[0])
+    of_step = {(row["problem_id"], row["attempt"]): row for row in rollouts_of(run.folder.path, step=1)}
+    assert kept
+    assert all(
+        of_step[row["problem_id"], row["attempt"]]["advantage"] == row["advantage"]
+        and row["token_ids"][-of_step[row["problem_id"], row["attempt"]]["num_tokens"] :]
+        == of_step[row["problem_id"], row["attempt"]]["token_ids"]
+        for row in kept
+    )
 
 
 def test_a_gradient_that_is_not_finite_leaves_the_optimizer_as_it_was(tmp_path):
     config = small_run_config(tmp_path, **LOOP, **judged_by(tmp_path, COIN))
-    with running(config) as run:
+    with opened_run(config) as run:
         optimizer = Optimizer(run.policy.model, config.optim)
         before = str(optimizer.state_dict())
         for parameter in run.policy.parameters():
@@ -282,8 +263,8 @@ def test_degenerate_groups_are_replaced_in_fixed_waves_in_problem_order(tmp_path
     changes = {"train.steps": 4, "train.group_size": 8, "curriculum.max_refill_waves": 2}
     run = trained(tmp_path, **judged_by(tmp_path, judge), **changes)
     config = small_run_config(tmp_path, **(LOOP | judged_by(tmp_path, judge) | changes), **{"run.name": "alike"})
-    with running(config) as opened_run:
-        curriculum = practice.build_curriculum(config, [problem.id for problem in opened_run.train], {})
+    with opened_run(config) as alike:
+        curriculum = practice.build_curriculum(config, [problem.id for problem in alike.train], {})
     waves_seen = set()
     for step in range(1, 5):
         groups = groups_of(rollouts_of(run, step=step), size=8)
@@ -314,8 +295,8 @@ def test_a_step_without_variance_makes_no_update_and_says_so(tmp_path, max_refil
     assert [event["step"] for event in events_of(run, "no_update")] == [1, 2]
     config = small_run_config(tmp_path, **LOOP, **judged_by(tmp_path, "0.0"), **{"run.name": "alike"})
     after = newest_weights(run)
-    with running(config) as opened_run:
-        assert all(torch.equal(after[name], tensor) for name, tensor in opened_run.initial_weights.items())
+    with opened_run(config) as alike:
+        assert all(torch.equal(after[name], tensor) for name, tensor in alike.initial_weights().items())
 
 
 def test_a_problem_given_twice_in_a_step_gets_other_rollouts(tmp_path):
@@ -439,7 +420,7 @@ def loss_run(tmp_path_factory) -> Iterator[tuple[Run, RunConfig]]:
     torch.set_num_threads(1)
     changes = judged_by(folder, COIN) | {"tracking.rollout_files": 0, "train.steps": 1000, "optim.warmup_steps": 0}
     config = small_run_config(folder, **LOOP, **changes)
-    with running(config) as run:
+    with opened_run(config) as run:
         yield run, config
 
 
@@ -479,7 +460,7 @@ def test_every_combination_of_loss_options_updates_on_finite_numbers(
     assert all(isinstance(value, (int, float)) for value in row.values())  # NaN and infinity are written as null
     assert {"policy/entropy", "policy/ratio_mean", "policy/correction_mean", "policy/sampler_kl"} <= row.keys()
     held = checkpoint.weights_of(run.policy.model)
-    assert any(not torch.equal(held[name], run.initial_weights[name]) for name in held)
+    assert any(not torch.equal(held[name], tensor) for name, tensor in run.initial_weights().items())
 
 
 # --- evaluation, best checkpoint, temperature -------------------------------------------------------------------------
@@ -523,7 +504,7 @@ def test_the_best_policy_is_kept_and_evaluated_where_that_is_asked(tmp_path, mon
     assert final["step"] == 4
     held = checkpoint.load(run / "checkpoints" / "best_000004", device=torch.device("cpu"))[0]
     config = small_run_config(tmp_path, **(LOOP | judged_by(tmp_path, COIN) | changes), **{"run.name": "alike"})
-    with running(config) as alike:
+    with opened_run(config) as alike:
         checkpoint.load_weights(alike.policy.model, held)
         found = evaluate(
             alike.rollouts, alike.heldout, num_rollouts=4, temperature=1.0, k=[1], seed=3, max_error_fraction=0.05

@@ -1,7 +1,7 @@
 """The config of a run: what can be set, what it means, and what is legal. Needs no torch.
 
-`inputs`, `training`, `distributed` and `run` hold the fields; `load` turns a YAML file and overrides into a `RunConfig`, or into an
-error that names the file, the field, the value, the rule and the remedy."""
+`inputs`, `training`, `distributed` and `run` hold the fields; `load` turns a YAML file and overrides into a
+`RunConfig`, or into an error that names the file, the field, the value, the rule and the remedy."""
 
 from grpo.config.distributed import DistributedConfig, GuardConfig, WatchdogConfig
 from grpo.config.inputs import (

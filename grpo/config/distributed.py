@@ -33,8 +33,8 @@ class DistributedConfig(Section):
             names = ("offload_optimizer", "offload_parameters", "deepspeed_config")
             self.refuse_unread(*names, because="strategy is ddp", remedy="set strategy: zero1, zero2 or zero3")
         if self.strategy != "zero3":
-            names = ("offload_parameters", "zero3_sampling")
-            self.refuse_unread(*names, because=f"strategy is {self.strategy}", remedy="set strategy: zero3")
+            of_zero3 = ("offload_parameters", "zero3_sampling")
+            self.refuse_unread(*of_zero3, because=f"strategy is {self.strategy}", remedy="set strategy: zero3")
         return self
 
 

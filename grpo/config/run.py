@@ -140,7 +140,7 @@ class RunConfig(Section):
         strategy = self.distributed.strategy
         if self.optim.kind == "muon" and strategy != "ddp":
             raise ValueError(
-                f"optim.kind = 'muon' and distributed.strategy = {strategy!r}: DeepSpeed's Muon orthogonalises gradients "
-                "before it measures and clips their norm, and scales its updates to no RMS; set strategy: ddp or "
-                "kind: adamw"
+                f"optim.kind = 'muon' and distributed.strategy = {strategy!r}: DeepSpeed's Muon orthogonalises "
+                "gradients before it measures and clips their norm, and scales its updates to no RMS; set strategy: "
+                "ddp or kind: adamw"
             )

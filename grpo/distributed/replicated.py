@@ -45,6 +45,10 @@ class Replicated:
     def update(self, *, rate: float) -> float:
         return self._optimizer.update(rate=rate)
 
+    @property
+    def lowered_scale(self) -> bool:
+        return self._optimizer.lowered_scale
+
     def metrics(self) -> dict[str, float]:
         return self._optimizer.metrics()
 

@@ -33,6 +33,10 @@ class Strategy(Protocol):
     def update(self, *, rate: float) -> float:
         """Clip, step and clear; returns the gradient's norm before clipping. Not finite: nothing was stepped."""
 
+    @property
+    def lowered_scale(self) -> bool:
+        """Whether the last update was skipped for a loss scale that was too high, and is lower now (float16 alone)."""
+
     def metrics(self) -> dict[str, float]:
         """What the strategy has to say about the last update, such as its loss scale."""
 

@@ -78,6 +78,11 @@ class World:
         dist.all_reduce(value, op=dist.ReduceOp.MAX, group=self._objects)
         return int(value)
 
+    def next_turn(self, name: str) -> int:
+        """How often any rank has asked for a turn of this name before: each number is given once, as ranks ask."""
+        turn: int = dist.distributed_c10d._get_default_store().add(f"turns of {name}", 1) - 1
+        return turn
+
     def sum_in_place(self, tensors: Sequence[Tensor]) -> None:
         """Replace each tensor by its sum over the ranks, in messages of `BUCKET_ELEMENTS`. All of one type."""
         if self.size == 1:

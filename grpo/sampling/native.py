@@ -6,7 +6,7 @@ one that waits, and when none waits the rows are packed together."""
 
 from array import array
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -44,13 +44,16 @@ class NativeSampler:
         *,
         end_token_ids: Sequence[int],
         tokenizer: PreTrainedTokenizerBase,
+        on_progress: Callable[[], None] = lambda: None,
     ) -> None:
-        """`tokenizer` is asked for text only where there are stop strings. Raises ConfigError as `check_decoding`."""
+        """`tokenizer` is asked for text only where there are stop strings; `on_progress` is called for every decode
+        step. Raises ConfigError as `check_decoding`."""
         check_decoding(policy)
         self._policy = policy
         self._config = config
         self._end_token_ids = torch.tensor(end_token_ids, device=policy.device)
         self._tokenizer = tokenizer
+        self._on_progress = on_progress
         may_stop = _tokens_that_may_stop(tokenizer, config.stop_strings, vocabulary=policy.vocabulary)
         self._may_stop = None if may_stop is None else may_stop.to(policy.device)
 
@@ -78,6 +81,7 @@ class NativeSampler:
             if queue and rows.num_free >= min(len(queue), max(1, num_rows // 4)):
                 held = self._admit(queue, requests, rows, held=held)
             tokens = rows.decode()
+            self._on_progress()
             for row in self._finished_rows(rows, tokens):
                 yield rows.leave(row, self._stop_reason(rows, row))
             if not queue:

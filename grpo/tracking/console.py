@@ -5,6 +5,7 @@ the run's own log too, once its folder is known."""
 
 import json
 import math
+import threading
 import time
 from collections.abc import Mapping
 from datetime import datetime
@@ -31,6 +32,8 @@ class Console:
     """Speaks for one run. Says each step on a terminal's last line, and every few seconds in a log."""
 
     def __init__(self, *, num_steps: int) -> None:
+        self._is_quiet = False
+        self._lock = threading.Lock()  # a checkpoint that is written beside the loop has something to note
         self._rich = _RichConsole(highlight=False, soft_wrap=True)
         self._num_steps = num_steps
         self._started = time.monotonic()
@@ -44,11 +47,23 @@ class Console:
         """Add every line to the file at `path`, those that were said before included. Raises DiskError."""
         with named_disk_errors(path):
             path.parent.mkdir(exist_ok=True)
-        self._log = path
-        self._append_to_log()
+        with self._lock:
+            self._log = path
+            self._append_to_log()
+
+    def be_quiet(self) -> None:
+        """Leave the terminal to the main rank; what is said stands in this rank's log alone."""
+        self._is_quiet = True
+
+    def note(self, line: str) -> None:
+        """One line for the log alone."""
+        self._keep(line)
 
     def say(self, line: str) -> None:
         """One line that stays."""
+        if self._is_quiet:
+            self._keep(line)
+            return
         self._end_line()
         elapsed = time.monotonic() - self._started
         self._rich.print(f"[dim]{elapsed:6.0f} s[/dim]  {escape(line)}", markup=True)
@@ -85,6 +100,8 @@ class Console:
 
     def results(self, evals: Path, *, report: Path) -> None:
         """The table of the evaluations in a run's folder, and where the report is."""
+        if self._is_quiet:
+            return
         table = Table("", title="held-out problems", title_justify="left")
         read = {p.stem: json.loads(p.read_text(encoding="utf-8")) for p in sorted(evals.glob("*.json"), reverse=True)}
         for name, evaluation in read.items():
@@ -106,7 +123,7 @@ class Console:
         due = last or time.monotonic() - self._spoke >= SECONDS_BETWEEN_LINES
         if due:
             self._spoke = time.monotonic()
-        if not self._rich.is_terminal:
+        if self._is_quiet or not self._rich.is_terminal:
             if due:
                 self.say(line)
             return
@@ -120,8 +137,9 @@ class Console:
             self._end_line()
 
     def _keep(self, line: str) -> None:
-        self._unlogged.append(f"{datetime.now().isoformat(sep=' ', timespec='seconds')}  {line}\n")
-        self._append_to_log()
+        with self._lock:
+            self._unlogged.append(f"{datetime.now().isoformat(sep=' ', timespec='seconds')}  {line}\n")
+            self._append_to_log()
 
     def _append_to_log(self) -> None:
         if self._log is not None:

@@ -38,6 +38,8 @@ def group_metrics(stats: StepStats, groups: Sequence[Group], *, num_wanted: int)
 def loss_metrics(stats: StepStats, terms: LossTerms, *, entropy: Tensor) -> None:
     """Entropy, clipping and correction of one micro-batch; a mean over the tokens of all of the step's updates."""
     count = len(entropy)
+    if count == 0:  # a filler
+        return
     stats.add("policy/entropy", total=float(entropy.sum()), count=count)
     stats.add("policy/ratio_mean", total=float(terms.ratio.sum()), count=count)
     stats.add_max("policy/ratio_max", float(terms.ratio.max()))
@@ -52,6 +54,8 @@ def sampler_metrics(stats: StepStats, *, policy_logprobs: Tensor, sampler_logpro
 
     `policy/sampler_kl` is KL(sampler || policy) by Schulman's k3, whose tokens were drawn from the sampler."""
     log_ratio = policy_logprobs - sampler_logprobs
+    if len(log_ratio) == 0:  # a filler
+        return
     # expm1: near 0, where the two agree, exp(x) − 1 − x would be rounding and little else.
     stats.add("policy/sampler_kl", total=float((log_ratio.expm1() - log_ratio).sum()), count=len(log_ratio))
     stats.add_max("policy/sampler_logprob_gap_max", float(log_ratio.abs().max()))

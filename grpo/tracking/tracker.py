@@ -16,12 +16,13 @@ from grpo.folder import RunFolder, named_disk_errors, write_text
 
 SECRET = "WANDB_API_KEY"
 WANDB_HOST = "api.wandb.ai"
+MAX_SKIPPED_FILES = 20
 TRY_OFFLINE = "trying wandb offline"
 GO_ON = "the run goes on without it, and metrics.jsonl holds every number"
 
 
 class Tracker:
-    """Writes a run's metrics, events and rollouts. One process writes."""
+    """Writes a run's metrics, events and rollouts. The main rank has one; others have a `SilentTracker`."""
 
     def __init__(self, folder: RunFolder, config: RunConfig, *, fresh: bool, say: Callable[[str], None]) -> None:
         """`fresh` begins the wandb run anew where its name is known already. `say` is told what fails in wandb."""
@@ -62,6 +63,17 @@ class Tracker:
                 file.writelines(json.dumps(row) + "\n" for row in rows)
             self._rollout_file(step - self._config.rollout_files).unlink(missing_ok=True)
 
+    def skipped(self, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
+        """The rollouts of an update that was skipped, as a file of their own; the oldest files beyond a limit go."""
+        folder = self._folder.skipped
+        with named_disk_errors(folder):
+            folder.mkdir(exist_ok=True)
+            number = len(list(folder.glob(f"step_{step:06d}_*.jsonl")))
+            with (folder / f"step_{step:06d}_{number}.jsonl").open("w", encoding="utf-8") as file:
+                file.writelines(json.dumps(row) + "\n" for row in rows)
+            for path in sorted(folder.glob("step_*.jsonl"))[:-MAX_SKIPPED_FILES]:
+                path.unlink()
+
     def state_dict(self) -> dict[str, int]:
         """Lengths of the files, in bytes, which are on the disk when this returns."""
         lengths = {}
@@ -84,6 +96,37 @@ class Tracker:
 
     def _rollout_file(self, step: int) -> Path:
         return self._folder.rollouts / f"step_{step:06d}.jsonl"
+
+
+class SilentTracker(Tracker):
+    """The tracker of a rank that writes nothing: it takes everything, and keeps none of it."""
+
+    def __init__(self) -> None:
+        """Of no folder."""
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        pass
+
+    def event(self, step: int, name: str, details: Mapping[str, Any]) -> None:
+        pass
+
+    def forget_events(self, name: str) -> None:
+        pass
+
+    def rollouts(self, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
+        pass
+
+    def skipped(self, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
+        pass
+
+    def state_dict(self) -> dict[str, int]:
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
 
 
 class _Wandb:
