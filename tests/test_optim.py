@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from grpo import checkpoint
 from grpo.config import OptimConfig
-from grpo.errors import CheckpointError
-from grpo.optim import Optimizer, learning_rate
-from tests.conftest import tiny_policy
+from grpo.errors import CheckpointError, ConfigError
+from grpo.optim import FIRST_LOSS_SCALE, UPDATES_TO_DOUBLE, LossScale, Optimizer, learning_rate, muon_names
+from tests.conftest import ARCHITECTURES, SIZES, tiny_policy
+from tests.runs import small_run_config
 
 
 class Weights(nn.Module):
@@ -371,3 +372,277 @@ def test_a_state_of_other_names_is_refused_by_the_first_that_differs_and_changes
         optimizer.load_state_dict(changed)
     assert expected in str(error.value)
     assert same_state(optimizer.state_dict(), before)
+
+
+# --- muon ---------------------------------------------------------------------------------------------------------
+
+
+def linear_update(model: nn.Module, optimizer: Optimizer, *, seed: int, rate: float) -> float:
+    """One update on the gradient, drawn from `seed`, of a loss that is linear in every trained weight; its norm."""
+    generator = torch.Generator().manual_seed(seed)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    slopes = [torch.randn(p.shape, generator=generator).to(p.dtype) for p in trained]
+    optimizer.backward(torch.stack([(p * slope).float().sum() for p, slope in zip(trained, slopes, strict=True)]).sum())
+    norm = math.sqrt(sum(float(slope.double().square().sum()) for slope in slopes))
+    found = optimizer.update(rate=rate)
+    assert found == pytest.approx(norm, rel=1e-5)
+    return found
+
+
+def update_rms(model: nn.Module, *, kind: str) -> dict[str, float]:
+    """Root mean square, over a rate of 1, of the 60th update of each of the model's trained weights."""
+    optimizer = optimizer_of(model, kind=kind)
+    for seed in range(59):
+        linear_update(model, optimizer, seed=seed, rate=1e-3)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    linear_update(model, optimizer, seed=59, rate=1e-3)
+    return {
+        name: float((p.detach() - before[name]).square().mean().sqrt()) / 1e-3
+        for name, p in model.named_parameters()
+        if p.requires_grad
+    }
+
+
+@pytest.mark.parametrize(("name", "lora"), [("qwen3", None), ("gpt2", None), ("qwen3", {"rank": 4})])
+def test_an_update_of_muon_is_as_large_as_one_of_adamw_on_the_same_gradients(name, lora):
+    """0.2 for singular values of 1; five steps of Newton-Schulz leave them between 0.7 and 1.2, and mostly below 1.
+
+    AdamW's, on gradients that are independent, is the root of (1 - 0.9) / (1 + 0.9), or 0.229."""
+    muon, adamw = (update_rms(tiny_policy(name, lora=lora).model, kind=kind) for kind in ("muon", "adamw"))
+    model = tiny_policy(name, lora=lora).model
+    names = muon_names(model)
+    assert len({tuple(p.shape) for n, p in model.named_parameters() if n in names}) >= 3
+    for weight in names:
+        assert 0.2 * 0.75 < muon[weight] < 0.2 * 1.1, weight
+        assert 0.229 * 0.75 < adamw[weight] < 0.229 * 1.25, weight  # 128 numbers are few
+    for weight in muon.keys() - names:
+        assert muon[weight] == pytest.approx(adamw[weight], rel=1e-3), weight
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_muon_steps_the_matrices_of_the_blocks_and_adamw_embeddings_head_norms_and_biases(tied):
+    architecture = ARCHITECTURES["llama"] | SIZES | {"attention_bias": True, "tie_word_embeddings": tied}
+    model = tiny_policy("llama", architecture=architecture).model
+    optimizer = optimizer_of(model, kind="muon")
+    linear_update(model, optimizer, seed=0, rate=1e-3)
+    moments = optimizer.state_dict()["moments"]
+    by_muon = {name for name, of_weight in moments.items() if set(of_weight) == {"momentum_buffer"}}
+    assert by_muon == {name for name in moments if ".layers." in name and "proj.weight" in name}
+    assert len(by_muon) == 2 * 7
+    by_adamw = {name for name, of_weight in moments.items() if set(of_weight) == {"step", "exp_avg", "exp_avg_sq"}}
+    assert by_adamw == moments.keys() - by_muon
+    assert {"model.embed_tokens.weight", "model.norm.weight", "model.layers.0.self_attn.q_proj.bias"} <= by_adamw
+    assert ("lm_head.weight" in by_adamw) != tied
+
+
+def test_experts_in_one_tensor_of_three_dimensions_are_adamws_and_the_router_is_muons():
+    fields = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "model_type": "qwen3_moe"}
+    model = tiny_policy("qwen3", architecture=SIZES | {"head_dim": 16} | fields).model
+    experts = {name for name, p in model.named_parameters() if p.ndim == 3}
+    assert experts
+    assert not experts & muon_names(model)
+    assert any("gate.weight" in name for name in muon_names(model))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_the_norm_is_that_of_the_raw_gradient_over_all_weights_and_clips_it_before_either_steps(kind, dtype):
+    """linear_update compares it with a sum by hand. Ten times the gradient, clipped, is the same update twice over."""
+    found = []
+    for factor in (1.0, 10.0):
+        model = tiny_policy("qwen3", dtype=dtype).model
+        optimizer = optimizer_of(model, kind=kind, max_grad_norm=0.25)
+        norm = linear_update(model, optimizer, seed=0, rate=1e-3)
+        optimizer.backward(torch.stack([(p.float() * factor).sum() for p in model.parameters()]).sum())
+        num_weights = sum(p.numel() for p in model.parameters())
+        assert optimizer.update(rate=1e-3) == pytest.approx(factor * math.sqrt(num_weights), rel=1e-4)
+        found.append(copies(model))
+    assert norm > 10  # so both are clipped
+    for one, two in zip(*found, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-5)
+
+
+def test_decay_of_muons_weights_is_that_of_adamws_matrices():
+    model = tiny_policy("gpt2").model
+    before = copies(model)
+    optimizer = optimizer_of(model, kind="muon", weight_decay=0.5)
+    optimizer.update(rate=0.1)  # no gradient: decay alone
+    for (name, parameter), old in zip(model.named_parameters(), before, strict=True):
+        factor = 1.0 if "bias" in name or ".ln_" in name else 0.95
+        torch.testing.assert_close(parameter.detach(), old * factor, msg=name)
+
+
+@pytest.mark.parametrize("momentum", [0.5, 0.95])
+def test_muons_momentum_is_the_configured_one(momentum):
+    model = tiny_policy("llama").model
+    optimizer = optimizer_of(model, kind="muon", muon_momentum=momentum, max_grad_norm=1e9)
+    name = "model.layers.0.mlp.up_proj.weight"
+    expected = torch.zeros(64, 32)
+    for slope in (1.0, -2.0):
+        optimizer.backward((dict(model.named_parameters())[name] * slope).sum())
+        optimizer.update(rate=1e-3)
+        expected = momentum * expected + (1 - momentum) * slope
+    torch.testing.assert_close(optimizer.state_dict()["moments"][name]["momentum_buffer"], expected)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_loaded_state_of_muon_continues_bit_for_bit(dtype):
+    whole, resumed = (tiny_policy("qwen3", seed=seed, dtype=dtype).model for seed in (0, 1))
+    optimizer, second = (optimizer_of(model, kind="muon", weight_decay=0.1) for model in (whole, resumed))
+    for seed in range(3):
+        linear_update(whole, optimizer, seed=seed, rate=1e-3)
+    checkpoint.load_weights(resumed, checkpoint.weights_of(whole))
+    second.load_state_dict(optimizer.state_dict())
+    for seed in range(3, 6):
+        linear_update(whole, optimizer, seed=seed, rate=1e-3)
+        linear_update(resumed, second, seed=seed, rate=1e-3)
+    assert same(copies(whole), copies(resumed))
+    assert same_state(optimizer.state_dict(), second.state_dict())
+
+
+def test_the_state_of_adamw_is_refused_by_muon():
+    model = tiny_policy("llama").model
+    adamw = optimizer_of(model)
+    linear_update(model, adamw, seed=0, rate=1e-3)
+    with pytest.raises(CheckpointError, match=r"moments of model.layers.0.\S+: exp_avg differs \(4 in all\)"):
+        optimizer_of(model, kind="muon").load_state_dict(adamw.state_dict())
+
+
+def test_a_torch_without_muon_is_refused_with_the_version_that_has_it(monkeypatch):
+    monkeypatch.delattr(torch.optim, "Muon")
+    with pytest.raises(ConfigError, match=r"optim.kind = 'muon': torch \S+ has no Muon; install torch 2.9 or later"):
+        optimizer_of(Weights(), kind="muon")
+    optimizer_of(Weights())
+
+
+@pytest.mark.parametrize("strategy", ["zero1", "zero2", "zero3"])
+def test_muon_is_refused_where_deepspeed_would_step_it(tmp_path, strategy):
+    changes = {"optim.kind": "muon", "distributed.strategy": strategy}
+    with pytest.raises(ValueError, match=f"optim.kind = 'muon' and distributed.strategy = '{strategy}': .*ddp or kind"):
+        small_run_config(tmp_path, **changes)
+    small_run_config(tmp_path, **changes | {"distributed.strategy": "ddp"})
+
+
+# --- float16 ------------------------------------------------------------------------------------------------------
+
+
+def scale_of(optimizer: Optimizer) -> float:
+    return optimizer.metrics()["optim/loss_scale"]
+
+
+def test_the_scale_halves_at_a_gradient_that_is_not_finite_and_doubles_after_two_thousand_that_are():
+    scale = LossScale()
+    assert scale.value == FIRST_LOSS_SCALE == 2.0**16
+    assert scale.adjust(finite=False)
+    assert scale.value == 2.0**15
+    for _ in range(UPDATES_TO_DOUBLE - 1):
+        assert not scale.adjust(finite=True)
+    assert scale.adjust(finite=False)  # in which the count begins again
+    found = []
+    for _ in range(UPDATES_TO_DOUBLE):
+        found.append(scale.value)
+        scale.adjust(finite=True)
+    assert set(found) == {2.0**14}
+    assert scale.value == 2.0**15
+
+
+def test_the_scale_ends_at_one_where_a_gradient_that_is_not_finite_is_the_runs_own():
+    scale = LossScale()
+    assert [scale.adjust(finite=False) for _ in range(18)] == [True] * 16 + [False] * 2
+    assert scale.value == 1.0
+
+
+def test_only_float16_weights_have_a_scale_frozen_ones_included():
+    assert [optimizer_of(Weights(dtype=d)).metrics() for d in (torch.float32, torch.bfloat16)] == [{}, {}]
+    weights = Weights(dtype=torch.float16)
+    assert optimizer_of(weights).metrics() == {"optim/loss_scale": 2.0**16}
+    weights.bias = nn.Parameter(weights.bias.detach().float())
+    weights.matrix.requires_grad_(False)
+    assert optimizer_of(weights).metrics() == {"optim/loss_scale": 2.0**16}
+
+
+def test_a_gradient_below_float16_reaches_the_copy_and_without_the_scale_it_would_be_zero():
+    weights = Weights(dtype=torch.float16)
+    optimizer = optimizer_of(weights, max_grad_norm=1e9)
+    slope = 2.0**-27  # a quarter of float16's smallest number above 0
+    (weights.matrix.float() * slope).sum().backward()
+    assert weights.matrix.grad is not None
+    assert weights.matrix.grad.abs().max() == 0
+    weights.matrix.grad = None
+    for _ in range(3):
+        optimizer.backward((weights.matrix.float() * slope).sum())
+        assert weights.matrix.grad is None
+    assert [(name, g.dtype, g.unique().tolist()) for name, g in optimizer.gradients()] == [
+        ("matrix", torch.float32, [3 * slope]),
+        ("bias", torch.float32, [0.0]),
+    ]
+    assert optimizer.update(rate=0.0) == pytest.approx(3 * slope * 4)
+
+
+def test_a_scale_that_is_too_high_is_lowered_until_it_fits_and_the_update_is_then_as_without_one():
+    weights, plain = Weights(dtype=torch.float16), Weights(dtype=torch.float16)
+    plain.float()  # the same values, and no scale
+    optimizers = [optimizer_of(w, max_grad_norm=1.0) for w in (weights, plain)]
+    before = copies(weights)
+    found = []
+    for _ in range(3):  # 3 * 2**14 = 49152 is the first below 65504
+        add_gradient(optimizers[0], weights, 3.0)
+        norm = optimizers[0].update(rate=0.01)
+        found.append((math.isfinite(norm), optimizers[0].lowered_scale, scale_of(optimizers[0])))
+        if not math.isfinite(norm):
+            assert same(copies(weights), before)
+    assert found == [(False, True, 2.0**15), (False, True, 2.0**14), (True, False, 2.0**14)]
+    assert norm == pytest.approx(3.0 * math.sqrt(20))
+    add_gradient(optimizers[1], plain, 3.0)
+    assert optimizers[1].update(rate=0.01) == norm
+    assert not optimizers[1].lowered_scale
+    masters = optimizers[0].state_dict()["masters"]
+    assert same([masters["matrix"], masters["bias"]], copies(plain))
+    assert same(copies(weights), [tensor.half() for tensor in copies(plain)])
+
+
+def test_a_gradient_that_no_scale_makes_finite_is_the_runs_own_fault_once_the_scale_is_at_its_end():
+    weights = Weights(dtype=torch.float16)
+    optimizer = optimizer_of(weights)
+    found = []
+    for _ in range(18):
+        add_gradient(optimizer, weights, math.nan)
+        assert not math.isfinite(optimizer.update(rate=0.01))
+        found.append(optimizer.lowered_scale)
+    assert found == [True] * 16 + [False] * 2
+    assert same(copies(weights), copies(Weights(dtype=torch.float16)))
+
+
+def test_float32_adapters_beside_float16_weights_get_their_gradients_without_the_scale():
+    weights = Weights(dtype=torch.float16)
+    weights.bias = nn.Parameter(weights.bias.detach().float())
+    weights.matrix.requires_grad_(False)
+    optimizer = optimizer_of(weights)
+    for slope in (1.0, 2.0):
+        optimizer.backward(((weights.bias.half() * slope).float() * 1e-4).sum())
+    ((name, gradient),) = optimizer.gradients()
+    assert (name, gradient.dtype) == ("bias", torch.float32)
+    torch.testing.assert_close(gradient, torch.full((4,), 3e-4), rtol=1e-3, atol=0)
+    optimizer.update(rate=0.01)
+    (weights.bias * 1.0).sum().backward()  # a backward that is not the optimizer's is left as it is
+    assert weights.bias.grad is not None
+    assert weights.bias.grad.tolist() == [1.0] * 4
+
+
+def test_a_loaded_state_of_float16_continues_with_its_copies_and_its_scale():
+    whole, resumed = Weights(dtype=torch.float16), Weights(dtype=torch.float16, value=9.0)
+    optimizer, second = optimizer_of(whole), optimizer_of(resumed)
+    for _ in range(4):  # the scale has fallen to 2**14 then, and been good for two updates
+        add_gradient(optimizer, whole, 3.0)
+        optimizer.update(rate=1e-5)
+    state = optimizer.state_dict()
+    assert state["loss_scale"] == {"value": 2.0**14, "good_updates": 2}
+    resumed.load_state_dict(copy.deepcopy(whole.state_dict()))
+    second.load_state_dict(state)
+    for weights, o in ((whole, optimizer), (resumed, second)):
+        add_gradient(o, weights, 0.5)
+        o.update(rate=1e-5)
+    assert same(copies(whole), copies(resumed))
+    assert same_state(optimizer.state_dict(), second.state_dict())
+    with pytest.raises(CheckpointError, match=r"parts: loss_scale differs \(1 in all\)"):
+        optimizer_of(Weights()).load_state_dict(state)
