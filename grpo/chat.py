@@ -14,6 +14,9 @@ from grpo.config import ChatConfig
 from grpo.errors import ConfigError, DataError
 from grpo.types import Problem
 
+PLAIN_TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+"""What style plain is, as a chat template."""
+
 
 class Chat:
     """Encodes prompts and traces, decodes completions, and knows which tokens end one."""
@@ -28,6 +31,12 @@ class Chat:
         start = tokenizer.bos_token_id
         self._start = [start] if start is not None and start in tokenizer.encode("")[:1] else []
         self._prompts: dict[str, tuple[int, ...]] = {}
+
+    @property
+    def template(self) -> str:
+        """The Jinja template that makes the prompts of `prompt_ids` from their messages."""
+        start = "{{ bos_token }}" if self._start else ""
+        return self._template if self._template is not None else start + PLAIN_TEMPLATE
 
     def prompt_ids(self, problem: Problem) -> tuple[int, ...]:
         """The prompt in token ids, up to where the policy goes on. Encoded once for each problem."""
