@@ -119,6 +119,7 @@ def _arguments(config: SftConfig, *, per_rank: int, bf16: bool, use_cpu: bool, f
         log_level="error",
         dataloader_num_workers=0,
         use_cpu=use_cpu,
+        ddp_find_unused_parameters=False,
         seed=torch_seed(seed, "sft") % 2**32,
     )
     # One process trains on one device: transformers would split a batch over every GPU that it sees.

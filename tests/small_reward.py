@@ -12,3 +12,8 @@ def judge(completion: str, problem: Mapping[str, Any]) -> float:
 def judge_from_100(completion: str, problem: Mapping[str, Any]) -> float:
     """100 more: a mean that hardly moves, as the adaptive temperature waits for, while problems differ as before."""
     return 100.0 + judge(completion, problem)
+
+
+def coin(completion: str, problem: Mapping[str, Any]) -> float:
+    """Right for every other first character: nearly every group has some of both."""
+    return float(ord(completion[:1] or "!") % 2)

@@ -109,6 +109,9 @@ def opened(device: str, *, watchdog_seconds: float) -> Iterator[World]:
     size = int(os.environ.get("WORLD_SIZE", "1"))
     rank, local_rank = int(os.environ.get("RANK", "0")), int(os.environ.get("LOCAL_RANK", "0"))
     own = _device(device, local_rank=local_rank)
+    if own.type == "cpu":
+        # DeepSpeed, which accelerate imports where it is installed, would look for a GPU and warn that it found none.
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     if size == 1:
         with Watchdog(rank=0, size=1, seconds=watchdog_seconds) as watchdog:
             yield World(rank=0, size=1, device=own, watchdog=watchdog)

@@ -1,0 +1,45 @@
+"""Real processes: a program on several ranks, as a launcher starts it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def environment(**more: str) -> dict[str, str]:
+    """For processes that share two cores and no network."""
+    fixed = {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT)}
+    return os.environ | fixed | more
+
+
+def command(*arguments: str | Path, ranks: int) -> list[str]:
+    """torchrun with `ranks` processes of a program."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "--master-port", "0"]
+    # Standalone: an address of its own, so that tests beside one another do not meet.
+    return [*launcher, "--standalone", *map(str, arguments)]
+
+
+def started(*arguments: str | Path, ranks: int, output: Path) -> "subprocess.Popen[bytes]":
+    """Start a program on several ranks; what it says goes to `output`."""
+    with output.open("ab") as file:
+        return subprocess.Popen(
+            command(*arguments, ranks=ranks), cwd=ROOT, env=environment(), stdout=file, stderr=file
+        )
+
+
+def launched(*arguments: str | Path, ranks: int, limit_seconds: float = 240) -> str:
+    """What a program says on several ranks that all end well."""
+    done = subprocess.run(
+        command(*arguments, ranks=ranks),
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=limit_seconds,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-4000:]
+    return done.stdout
