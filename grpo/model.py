@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -21,7 +22,7 @@ from grpo.config import LoraConfig, ModelConfig
 from grpo.errors import ConfigError
 from grpo.seeds import torch_seed
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # What transformers and torch raise for the fields of a wrong config, and for files that hold no model.
 CANNOT_BUILD = (
     ValueError,
@@ -36,6 +37,24 @@ CANNOT_BUILD = (
 CANNOT_LOAD = (OSError, SafetensorError, *CANNOT_BUILD)
 ATTENTION_LAYERS = ("full_attention", "sliding_attention")
 ALIBI_MODELS = ("bloom", "mpt")  # Falcon says so in its config
+
+
+class Float32Head(nn.Linear):
+    """A linear head whose logits are a float32 product, whatever the type of hidden states and weight.
+
+    It holds the parameter of the head that it replaces, so that names, tying and type of the weight stay. A float32
+    copy of the weight lives for the length of a call. Source: ScaleRL (Khatri et al., 2025), arXiv 2510.13786."""
+
+    def __init__(self, head: nn.Linear) -> None:
+        super().__init__(head.in_features, head.out_features, bias=head.bias is not None, device="meta")
+        self.weight, self.bias = head.weight, head.bias
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Logits [..., V] float32 of hidden states [..., D]."""
+        # The cold start of bfloat16 runs under autocast, which would round both sides again.
+        with torch.autocast(device_type=input.device.type, enabled=False):
+            bias = None if self.bias is None else self.bias.float()
+            return functional.linear(input.float(), self.weight.float(), bias)
 
 
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
@@ -55,12 +74,20 @@ def load_model(
 ) -> nn.Module:
     """The model in its dtype on its device, adapters attached; weights that are not pretrained follow from `seed`.
 
-    Raises ConfigError where the model cannot be loaded, is too small for the tokenizer, or cannot be sampled from."""
+    Raises ConfigError where the model cannot be loaded, is too small for the tokenizer, cannot be sampled from, or is
+    of a dtype that the device is not for."""
+    if config.dtype == "float16" and device.type == "cpu":
+        raise ConfigError(
+            "model.dtype = 'float16' on the CPU: float16 is for GPUs, a CPU computes it by way of float32, slowly; set "
+            "model.dtype: float32 or bfloat16, or run.device: cuda"
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch_seed(seed, "model"))
         model = _pretrained(config) if config.path is not None else _from_architecture(config, tokenizer)
         _check(model, tokenizer)
         model.config.use_cache = False
+        if config.float32_head:
+            _give_float32_head(model)
         if config.activation_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         with_adapters = model if config.lora is None else _adapted(model, config.lora)
@@ -75,6 +102,8 @@ def skeleton(config: ModelConfig, *, tokenizer: PreTrainedTokenizerBase) -> nn.M
         architecture = _published(config.path) if config.path is not None else _architecture(config, tokenizer)
         model = _built(architecture, config)
         _check(model, tokenizer)
+        if config.float32_head:
+            _give_float32_head(model)
         return model if config.lora is None else _adapted(model, config.lora)
 
 
@@ -207,6 +236,17 @@ def _embeddings(model: PreTrainedModel) -> nn.Embedding:
     embeddings = model.get_input_embeddings()
     assert isinstance(embeddings, nn.Embedding)  # of every causal language model of transformers
     return embeddings
+
+
+def _give_float32_head(model: PreTrainedModel) -> None:
+    head = model.get_output_embeddings()
+    if not isinstance(head, nn.Linear):
+        raise ConfigError(
+            f"model.float32_head = true: the head of {type(model).__name__} is a {type(head).__name__}, not a linear "
+            "layer; set it to false"
+        )
+    model.set_output_embeddings(Float32Head(head))
+    assert isinstance(model.get_output_embeddings(), Float32Head)
 
 
 def _adapted(model: PreTrainedModel, config: LoraConfig) -> nn.Module:

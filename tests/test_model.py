@@ -16,13 +16,16 @@ from transformers import (
     PreTrainedModel,
 )
 
-from grpo.config import ModelConfig
+from grpo import checkpoint
+from grpo.config import ModelConfig, OptimConfig
 from grpo.errors import ConfigError
-from grpo.model import base_of, load_model, load_tokenizer
+from grpo.logprobs import chunked_logprobs
+from grpo.model import DTYPES, Float32Head, base_of, load_model, load_tokenizer, skeleton
+from grpo.optim import Optimizer
 from grpo.policy import Policy
 from grpo.sampling import native
 from grpo.sampling.native import check_decoding
-from tests.conftest import SIZES, tiny_config, tiny_policy
+from tests.conftest import ARCHITECTURES, SIZES, tiny_config, tiny_policy
 
 LLAMA = LlamaConfig(vocab_size=96, **SIZES)
 
@@ -229,3 +232,140 @@ def test_a_model_that_transforms_its_logits_in_a_way_of_its_own_is_refused_by_na
 
     with pytest.raises(ValueError, match="Shifted: its logits are not its head on its last hidden state"):
         Policy(Shifted(LLAMA).eval())
+
+
+# --- float16 ----------------------------------------------------------------------------------------------------------
+
+
+def test_float16_is_refused_on_the_cpu_with_what_to_set_instead():
+    config = tiny_config("llama", dtype="float16")
+    with pytest.raises(
+        ConfigError, match=r"model.dtype = 'float16' on the CPU: .*; set model.dtype: float32 or bfloat"
+    ):
+        load(config)
+    # What needs no arithmetic is told all the same.
+    weights = skeleton(config, tokenizer=load_tokenizer(config)).parameters()
+    assert {weight.dtype for weight in weights} == {torch.float16}
+
+
+def test_every_dtype_of_the_config_has_a_tolerance_of_decoding():
+    assert set(DTYPES.values()) == set(native.DECODING_TOLERANCE)
+
+
+# --- a head in float32 ------------------------------------------------------------------------------------------------
+
+FLOAT32_HEADS = [
+    ("llama", {"tie_word_embeddings": False}),
+    ("qwen3", {"tie_word_embeddings": True}),
+    ("qwen3", {"tie_word_embeddings": False}),
+    ("gemma3", {"tie_word_embeddings": True, "final_logit_softcapping": 20.0}),
+]
+IDS = torch.arange(20).unsqueeze(0)
+
+
+def with_float32_head(
+    name: str, fields: dict[str, Any], *, dtype: str = "bfloat16", on: bool = True, **more: Any
+) -> Policy:
+    architecture = ARCHITECTURES[name] | SIZES | fields
+    return tiny_policy(name, architecture=architecture, dtype=dtype, float32_head=on, **more)
+
+
+@pytest.mark.parametrize(("name", "fields"), FLOAT32_HEADS)
+def test_logits_are_the_float32_product_of_hidden_states_and_weight_and_those_of_a_bfloat16_head_are_not(name, fields):
+    found = {}
+    for on in (True, False):
+        policy = with_float32_head(name, fields, on=on)
+        with torch.no_grad():
+            hidden = policy.hidden(IDS)[0]  # [T, D]
+            exact = hidden.double() @ base_of(policy.model).get_output_embeddings().weight.double().T  # [T, V]
+            cap = fields.get("final_logit_softcapping")
+            exact = exact if cap is None else torch.tanh(exact / cap) * cap
+            own = policy.model(input_ids=IDS).logits[0]
+            logits = policy.head(hidden)
+        assert hidden.dtype == torch.bfloat16
+        assert {own.dtype, logits.dtype} == {torch.float32 if on else torch.bfloat16}
+        assert torch.equal(own, logits)
+        found[on] = float((logits.double() - exact).abs().max() / exact.abs().max())
+    assert found[True] < 1e-6
+    assert found[False] > 1e-3
+
+
+@pytest.mark.parametrize(("name", "fields"), FLOAT32_HEADS)
+@pytest.mark.parametrize("lora", [None, {"rank": 4}])
+def test_a_float32_head_keeps_names_types_and_tying_and_is_not_adapted(name, fields, lora):
+    plain, policy = (with_float32_head(name, fields, on=on, lora=lora) for on in (False, True))
+    layout = [
+        {n: (p.shape, p.dtype, p.requires_grad) for n, p in of.model.named_parameters()} for of in (plain, policy)
+    ]
+    assert layout[0] == layout[1]
+    assert list(checkpoint.weights_of(plain.model)) == list(checkpoint.weights_of(policy.model))
+    base = base_of(policy.model)
+    head = base.get_output_embeddings()
+    assert type(head) is Float32Head
+    assert (head.weight is base.get_input_embeddings().weight) == fields["tie_word_embeddings"]
+    assert all(
+        torch.equal(a, b) for a, b in zip(plain.state_dict().values(), policy.state_dict().values(), strict=True)
+    )
+
+
+@pytest.mark.parametrize(("name", "fields"), FLOAT32_HEADS)
+def test_a_checkpoint_of_a_float32_head_is_an_ordinary_one(tmp_path, name, fields):
+    policy = with_float32_head(name, fields)
+    base_of(policy.model).save_pretrained(tmp_path)
+    read = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert type(read.get_output_embeddings()) is nn.Linear
+    assert read.state_dict().keys() == policy.model.state_dict().keys()
+    assert all(torch.equal(tensor, policy.model.state_dict()[name]) for name, tensor in read.state_dict().items())
+    config = ModelConfig(path=str(tmp_path), tokenizer="task:list_machine", dtype="bfloat16", float32_head=True)
+    again = Policy(load(config))
+    with torch.no_grad():
+        assert torch.equal(again.head(again.hidden(IDS)), policy.head(policy.hidden(IDS)))
+
+
+@pytest.mark.parametrize(("name", "fields"), FLOAT32_HEADS)
+@pytest.mark.parametrize("activation_checkpointing", [False, True])
+def test_the_gradient_reaches_the_weight_of_a_float32_head_and_moves_it(name, fields, activation_checkpointing):
+    policy = with_float32_head(name, fields, activation_checkpointing=activation_checkpointing)
+    optimizer = Optimizer(policy.model, OptimConfig())
+    weight = base_of(policy.model).get_output_embeddings().weight
+    before = weight.detach().clone()
+    with policy._recomputing():
+        hidden = policy.hidden(IDS)[0]
+        logprobs, _ = chunked_logprobs(
+            hidden, IDS[0], head=policy.head, temperature=torch.ones(20), vocabulary=policy.vocabulary
+        )
+        optimizer.backward(-logprobs.sum())
+    rows = dict(optimizer.gradients())[next(n for n, p in policy.model.named_parameters() if p is weight)]
+    assert bool((rows.abs().sum(dim=1) > 0).all())  # of tokens that are no input as well
+    optimizer.update(rate=0.1)
+    assert weight.dtype == torch.bfloat16
+    assert not torch.equal(weight, before)
+
+
+@pytest.mark.parametrize(("name", "fields"), FLOAT32_HEADS)
+def test_a_float32_head_is_decoded_rightly(name, fields):
+    check_decoding(with_float32_head(name, fields))
+    check_decoding(with_float32_head(name, fields, lora={"rank": 4}))
+
+
+def test_a_float32_head_changes_nothing_of_a_float32_model():
+    policies = [with_float32_head("llama", {}, dtype="float32", on=on) for on in (False, True)]
+    with torch.no_grad():
+        plain, other = (policy.head(policy.hidden(IDS)) for policy in policies)
+    assert torch.equal(plain, other)
+
+
+def test_autocast_does_not_reach_into_a_float32_head():
+    policy = with_float32_head("llama", {}, dtype="float32")
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        hidden = policy.hidden(IDS)
+        logits = policy.head(hidden)
+    assert logits.dtype == torch.float32
+    torch.testing.assert_close(logits, hidden.float() @ base_of(policy.model).lm_head.weight.T, rtol=1e-5, atol=1e-5)
+
+
+def test_the_skeleton_of_a_model_with_a_float32_head_has_one_too_and_its_weights_are_in_no_memory():
+    config = tiny_config("qwen3", float32_head=True)
+    model = skeleton(config, tokenizer=load_tokenizer(config))
+    assert type(base_of(model).get_output_embeddings()) is Float32Head
+    assert {weight.device.type for weight in model.parameters()} == {"meta"}

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from grpo import checkpoint
+from grpo import checkpoint, optim
 from grpo.batch import MicroBatch
 from grpo.config import OptimConfig
 from grpo.distributed.world import World
@@ -19,9 +19,12 @@ from grpo.policy import Policy
 
 
 class Replicated:
-    """`distributed.strategy: ddp`. The optimizer, whose copies take memory, is made by the first update."""
+    """`distributed.strategy: ddp`. The optimizer, whose copies take memory, is made by the first update.
+
+    Raises ConfigError where the installed torch lacks the optimizer."""
 
     def __init__(self, policy: Policy, world: World, config: OptimConfig) -> None:
+        optim.check(config)
         self._policy, self._world, self._config = policy, world, config
         self._made: Optimizer | None = None
         self._is_summed = False
