@@ -60,7 +60,7 @@ def test_two_ranks_come_to_the_step_of_one(reference, of_two_ranks, layout):
 
 
 def test_another_gradient_would_be_seen(tmp_path, reference):
-    """The bound tells a step from one whose tokens weigh otherwise."""
-    other = {"name": "other", "changes": {"loss.aggregation": "sequence"}}
+    """The bound tells a step from one whose groups weigh otherwise."""
+    other = {"name": "other", "changes": {"advantage.scale": "none"}}
     with pytest.raises(AssertionError):
         assert_same_step(layouts.compute(tmp_path, other, World.alone()), reference)
