@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -280,3 +281,42 @@ def test_a_checkpoint_of_another_model_is_refused_by_the_weight_that_differs():
     wider = tiny_policy("qwen3", architecture=ARCHITECTURES["qwen3"] | SIZES | {"intermediate_size": 72})
     with pytest.raises(CheckpointError, match="mlp"):
         checkpoint.load_weights(wider.model, held)
+
+
+# --- written beside the loop ------------------------------------------------------------------------------------------
+
+
+def test_a_writer_goes_on_at_once_and_has_written_everything_at_its_end():
+    gate, done = threading.Event(), []
+    with checkpoint.Writer() as writer:
+        writer.write(lambda: done.append(gate.wait(10)))
+        assert done == []  # the loop goes on while the job waits
+        gate.set()
+        writer.write(lambda: done.append("second"))
+        assert done[0] is True  # one after another
+    assert done == [True, "second"]
+
+
+@pytest.mark.parametrize("ask", [checkpoint.Writer.wait, lambda writer: writer.write(lambda: None)])
+def test_what_a_job_raises_is_raised_in_the_loop_once(ask):
+    def fails() -> None:
+        raise DiskError("full")
+
+    with checkpoint.Writer() as writer:
+        writer.write(fails)
+        with pytest.raises(DiskError, match="full"):
+            ask(writer)
+        writer.check()
+
+
+def test_an_error_of_the_loop_is_not_hidden_by_one_of_a_job():
+    def fails() -> None:
+        raise DiskError("full")
+
+    def loop() -> None:
+        with checkpoint.Writer() as writer:
+            writer.write(fails)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        loop()

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from grpo.errors import DiskError, Interrupted
+from grpo.rollout import Rollouts
 from grpo.tracking.console import Console
 from tests.runs import assert_same_outcome, grpo, read_jsonl, small_run_file
 
@@ -63,17 +64,6 @@ def phase_began(phase: str) -> Callable[[Path], bool]:
 
 def has_lines(name: str, number: int) -> Callable[[Path], bool]:
     return lambda run: (run / name).is_file() and (run / name).read_bytes().count(b"\n") >= number
-
-
-def rewritten(name: str) -> Callable[[Path], bool]:
-    """Whether the file has changed since this was asked first: a run writes its config once its imports are done."""
-    seen: list[int] = []
-
-    def changed(run: Path) -> bool:
-        seen.append((run / name).stat().st_mtime_ns if (run / name).is_file() else 0)
-        return seen[-1] != seen[0]
-
-    return changed
 
 
 def writes(name: str) -> Callable[[Path], bool]:
@@ -163,17 +153,38 @@ def test_a_run_killed_in_every_phase_ends_as_if_it_never_was(tmp_path, changes):
         assert [d["chosen"] for d in decisions if d["chosen"] != d["current"]]
 
 
+def grown(name: str) -> Callable[[Path], bool]:
+    """Whether a file has more lines than when this was asked first: a resume cuts it to its checkpoint at first."""
+    least: list[int] = []
+
+    def longer(run: Path) -> bool:
+        number = len(read_lines(run / name))
+        least.append(min(number, *least[-1:]))
+        return number > least[-1]
+
+    return longer
+
+
 @pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_a_run_killed_at_random_times_ends_as_if_it_never_was(tmp_path):
-    changes = {"train.steps": 40, "checkpoint.every_steps": 4}
-    run_without_kills(tmp_path / "imports", {"train.steps": 1})
-    started = time.monotonic()
+@pytest.mark.timeout(900)
+def test_a_run_killed_twenty_times_at_random_moments_ends_as_if_it_never_was(tmp_path):
+    changes = {"train.steps": 60}
     expected = run_without_kills(tmp_path / "whole", changes)
-    within_seconds = 0.5 * (time.monotonic() - started)
-    kills = [Kill(f"at random, number {n}", rewritten("config.yaml"), within_seconds) for n in range(8)]
-    run, hits = run_with_kills(tmp_path / "killed", kills, changes, seed=2)
-    assert sum(hits) >= 3
+    config = small_run_file(tmp_path / "killed", **changes)
+    run, rng = tmp_path / "killed" / "runs" / "small", random.Random(2)
+    early = [
+        Kill("start", lambda run: (run / ".lock").is_file(), within_seconds=1),
+        *(Kill("cold start", phase_began("sft"), within_seconds=5) for _ in range(2)),
+        *(Kill("profile", grown("profile/attempts.jsonl"), within_seconds=0.2) for _ in range(3)),
+    ]
+    num_hits, num_started = 0, 0
+    while num_hits < 20:
+        in_training = Kill("training", grown("metrics.jsonl"), within_seconds=0.3 * rng.random())
+        kill = early[num_started] if num_started < len(early) else in_training
+        num_hits += killed(config, kill, rng=rng, resume=num_started > 0)
+        num_started += 1
+        assert num_started < 40, "the run ended before it was killed twenty times"
+    assert starts(config, "--resume").wait() == 0, (tmp_path / "killed" / "output.txt").read_text()
     assert_same_outcome(run, expected)
 
 
@@ -258,6 +269,25 @@ def test_a_second_signal_stops_at_once_and_loses_no_more_than_a_kill(tmp_path, f
         assert grpo("recipe", small_run_file(tmp_path)) == 130
     assert "stopped at once" in capsys.readouterr().err
     assert not (run / "checkpoints" / "step_000005").exists()
+    assert resumed(run) == 0
+    assert_same_outcome(run, finished)
+
+
+def test_a_step_that_outlasts_the_grace_is_given_up_and_saved_as_it_began(tmp_path, finished, capsys, monkeypatch):
+    original = Rollouts._share
+
+    def interrupted(self: Rollouts, *arguments: Any, phase: str, step: int, **options: Any) -> Any:
+        if (phase, step) == ("train", 5):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, *arguments, phase=phase, step=step, **options)
+
+    run = tmp_path / "runs" / "small"
+    with monkeypatch.context() as patch:
+        patch.setattr(Rollouts, "_share", interrupted)
+        assert grpo("recipe", small_run_file(tmp_path), "checkpoint.grace_seconds=0") == 130
+    assert "stopped in the middle of step 6, which --resume begins again" in capsys.readouterr().err
+    assert (run / "checkpoints" / "step_000005").is_dir()
+    assert not (run / "rollouts" / "step_000006.jsonl").exists()
     assert resumed(run) == 0
     assert_same_outcome(run, finished)
 
