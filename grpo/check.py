@@ -3,7 +3,8 @@
 The memory is that of the tensors whose sizes are known beforehand. The activations of a forward pass are not among
 them: they grow with train.tokens_per_micro_batch and shrink with model.activation_checkpointing."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,9 +13,12 @@ from torch import nn
 
 from grpo.config import ModelConfig, RunConfig
 from grpo.data import load_problem_sets
+from grpo.distributed.deepspeed_config import resolved
+from grpo.distributed.world import BUCKET_ELEMENTS
 from grpo.errors import ConfigError, DataError
 from grpo.logprobs import CHUNK_ELEMENTS
-from grpo.model import base_of, load_tokenizer, max_positions, skeleton
+from grpo.model import Float32Head, base_of, load_tokenizer, max_positions, skeleton
+from grpo.optim import muon_names
 from grpo.practice import needs_profile, reward_spec
 from grpo.recipe import phases_of, stages_of
 from grpo.trainer import Stage
@@ -26,6 +30,7 @@ FLOAT32_BYTES = 4
 DECODE_BYTES = 24
 # Of one logit of a chunk in the backward pass: itself, its log-prob and its gradient, in float32.
 CHUNK_BYTES = 12
+STRATEGIES = ("ddp", "zero1", "zero2", "zero3")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,14 +40,33 @@ class Sizes:
     num_parameters: int
     num_trainable: int
     weight_bytes: int
+    trainable_bytes: int
     num_copied: int  # trainable weights below float32, which the optimizer copies
+    num_muon: int  # trainable weights that optim.kind = muon steps by Muon
+    largest: int  # elements of the largest trainable weight
+    head_copy_bytes: int  # of the copy that model.float32_head makes in each call
     cache_bytes_per_token: int
     vocabulary: int
     context_tokens: int | None
 
 
-def derived(config: RunConfig) -> dict[str, object]:
-    """Everything that follows from `config`, by name, in the order in which it is read.
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes of one rank by part. What is held is there all the time; sampling and training come in turn."""
+
+    held: Mapping[str, int]
+    sampling: Mapping[str, int]
+    training: Mapping[str, int]
+    host: Mapping[str, int]  # in the host's memory, by offloading
+
+    @property
+    def least(self) -> int:
+        """The peak on the device, were it not for activations."""
+        return sum(self.held.values()) + max(sum(self.sampling.values()), sum(self.training.values()))
+
+
+def derived(config: RunConfig, *, num_ranks: int = 1) -> dict[str, object]:
+    """Everything that follows from `config` on `num_ranks` ranks, by name, in the order in which it is read.
 
     What lies elsewhere and cannot be read (a hub's model, a file of rows) is "unknown" with the reason. Raises
     ConfigError for a model, a tokenizer or a reward that the config itself gets wrong."""
@@ -51,52 +75,142 @@ def derived(config: RunConfig) -> dict[str, object]:
     context_tokens = sizes.context_tokens if isinstance(sizes, Sizes) else None
     found: dict[str, object] = {"phases": ", ".join(phases_of(config)), "reward": reward.title}
     found |= _steps(config, longest_tokens=_longest_tokens(config, context_tokens))
-    found |= _model(config, sizes)
+    found |= _model(config, sizes, num_ranks=num_ranks)
     return found | _problems(config, reward)
+
+
+def deepspeed_json(config: RunConfig, *, num_ranks: int) -> str:
+    """The config that DeepSpeed is started with, for a strategy of ZeRO. Raises ConfigError for the user's JSON."""
+    return json.dumps(resolved(config, world_size=num_ranks), indent=2)
 
 
 def sizes_of(model: nn.Module) -> Sizes:
     """Counted from the weights themselves; they may be on the meta device."""
-    parameters = list(model.parameters())
-    trainable = [p for p in parameters if p.requires_grad]
+    parameters = dict(model.named_parameters())
+    trainable = {name: p for name, p in parameters.items() if p.requires_grad}
     base = base_of(model)
     text = base.config.get_text_config()
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    head = base.get_output_embeddings()
+    copies_head = isinstance(head, Float32Head) and head.weight.dtype != torch.float32
     return Sizes(
-        num_parameters=sum(p.numel() for p in parameters),
-        num_trainable=sum(p.numel() for p in trainable),
-        weight_bytes=sum(p.nbytes for p in parameters),
-        num_copied=sum(p.numel() for p in trainable if p.dtype != torch.float32),
+        num_parameters=sum(p.numel() for p in parameters.values()),
+        num_trainable=sum(p.numel() for p in trainable.values()),
+        weight_bytes=sum(p.nbytes for p in parameters.values()),
+        trainable_bytes=sum(p.nbytes for p in trainable.values()),
+        num_copied=sum(p.numel() for p in trainable.values() if p.dtype != torch.float32),
+        num_muon=sum(trainable[name].numel() for name in muon_names(model)),
+        largest=max(p.numel() for p in trainable.values()),
+        head_copy_bytes=head.weight.numel() * FLOAT32_BYTES if copies_head else 0,
         cache_bytes_per_token=2 * text.num_hidden_layers * heads * head_size * base.dtype.itemsize,
-        vocabulary=int(base.get_output_embeddings().weight.shape[0]),
+        vocabulary=int(head.weight.shape[0]),
         context_tokens=max_positions(model),
     )
 
 
-def memory_bytes(config: RunConfig, sizes: Sizes) -> dict[str, int]:
-    """Bytes by part. The parts up to the moments are held all the time, those of sampling and training in turn."""
+def memory(config: RunConfig, sizes: Sizes, *, strategy: str, num_ranks: int) -> Memory:
+    """Bytes of one rank of `num_ranks` under `strategy`, whatever the strategy of `config`."""
     tokens = _longest_tokens(config, sizes.context_tokens)
     chunk_tokens = min(max(1, CHUNK_ELEMENTS // sizes.vocabulary), max(tokens, config.train.tokens_per_micro_batch))
-    held = {
-        "weights": sizes.weight_bytes,
-        "float32 copies": sizes.num_copied * FLOAT32_BYTES,
-        "AdamW moments": 2 * sizes.num_trainable * FLOAT32_BYTES,
-    }
     sampling = {
         "keys and values": config.sampling.max_rows * tokens * sizes.cache_bytes_per_token,
-        "logits of a draw": config.sampling.max_rows * sizes.vocabulary * DECODE_BYTES,
+        "logits of a draw": config.sampling.max_rows * sizes.vocabulary * DECODE_BYTES + sizes.head_copy_bytes,
     }
-    training = {
-        "gradients": sizes.num_trainable * FLOAT32_BYTES,
-        "logits of a chunk": chunk_tokens * sizes.vocabulary * CHUNK_BYTES,
+    training = {"logits of a chunk": chunk_tokens * sizes.vocabulary * CHUNK_BYTES + sizes.head_copy_bytes}
+    if strategy == "ddp":
+        return _replicated(config, sizes, num_ranks, sampling=sampling, training=training)
+    return _sharded(config, sizes, num_ranks, strategy=strategy, sampling=sampling, training=training)
+
+
+def _replicated(
+    config: RunConfig, sizes: Sizes, num_ranks: int, *, sampling: Mapping[str, int], training: Mapping[str, int]
+) -> Memory:
+    num_muon = sizes.num_muon if config.optim.kind == "muon" else 0
+    message = max(min(sizes.num_trainable, BUCKET_ELEMENTS), sizes.largest) if num_ranks > 1 else 0
+    return Memory(
+        held={
+            "weights": sizes.weight_bytes,
+            "float32 copies": sizes.num_copied * FLOAT32_BYTES,
+            "moments": (2 * (sizes.num_trainable - num_muon) + num_muon) * FLOAT32_BYTES,
+        },
+        sampling=sampling,
+        training={"gradients": sizes.num_trainable * FLOAT32_BYTES, "messages": message * FLOAT32_BYTES, **training},
+        host={},
+    )
+
+
+def _sharded(
+    config: RunConfig,
+    sizes: Sizes,
+    num_ranks: int,
+    *,
+    strategy: str,
+    sampling: Mapping[str, int],
+    training: Mapping[str, int],
+) -> Memory:
+    """What DeepSpeed 0.19 holds, read in its runtime: bf16_optimizer.py (zero1 of bfloat16), zero/stage_1_and_2.py and
+    zero/stage3.py."""
+    zero = _zero_fields(config, strategy, num_ranks=num_ranks)
+    shard = -(-sizes.num_trainable // num_ranks)
+    width = sizes.trainable_bytes // sizes.num_trainable  # of adapters it is float32, whatever the base is
+    is_low = width < FLOAT32_BYTES
+    offloads = config.distributed.offload_optimizer
+    # zero1 and zero2 keep a float32 shard beside the flat weights of every type, zero3 steps float32 weights in place.
+    optimizer = {
+        "float32 copies": 0 if strategy == "zero3" and not is_low else shard * FLOAT32_BYTES,
+        "moments": 2 * shard * FLOAT32_BYTES,
     }
-    peak = sum(held.values()) + max(sum(sampling.values()), sum(training.values()))
+    weights = sizes.weight_bytes
+    # The run's messages are float32. zero2 fills its bucket in the weights' type and sends a float32 copy of it.
+    bucket = zero["reduce_bucket_size"] * FLOAT32_BYTES
+    if strategy == "zero2":
+        sent = min(sizes.num_trainable, zero["reduce_bucket_size"]) * FLOAT32_BYTES if is_low else 0
+        bucket = zero["reduce_bucket_size"] * (1 + zero["overlap_comm"]) * width + sent
+    gradients = shard * FLOAT32_BYTES
+    if strategy == "zero1":
+        gradients = sizes.num_trainable * FLOAT32_BYTES
+        # bfloat16 has an optimizer of its own, which sums its flat gradient in place.
+        bucket = 0 if is_low and config.model.dtype == "bfloat16" and not offloads else bucket
+    gathered_in_sampling = gathered_in_training = 0
+    if strategy == "zero3":
+        weights = -(-weights // num_ranks)
+        # A weight stays after its first use while the live ones are below the limit: through the backward pass.
+        live = min(sizes.weight_bytes, zero["stage3_max_live_parameters"] * width)
+        gathered_in_training = live
+        gathered_in_sampling = live if config.distributed.zero3_sampling == "layers" else sizes.weight_bytes
+    held, host = {"weights": weights}, {}
+    if strategy == "zero3" and config.distributed.offload_parameters:
+        held, host = {"weights": 0}, {"weights": weights}
+    if offloads:
+        # The shard's gradient lies on the host twice for zero3: as summed, and as stepped.
+        host |= {**optimizer, "gradients": (2 if strategy == "zero3" else 1) * shard * FLOAT32_BYTES}
+        if strategy != "zero3":
+            host["updated weights"] = shard * width
+        gradients = gradients if strategy == "zero1" else 0
+    else:
+        held |= optimizer
+    return Memory(
+        held=held,
+        sampling={"gathered weights": gathered_in_sampling, **sampling},
+        training={"gathered weights": gathered_in_training, "gradients": gradients, "messages": bucket, **training},
+        host=host,
+    )
+
+
+def _zero_fields(config: RunConfig, strategy: str, *, num_ranks: int) -> dict[str, int]:
+    """DeepSpeed's own defaults where neither the run nor the user's JSON says otherwise.
+
+    The JSON belongs to the strategy of the config; what it tunes is taken for the others too."""
+    distributed = config.distributed.model_copy(update={"strategy": strategy, "deepspeed_config": None})
+    fields = resolved(config.model_copy(update={"distributed": distributed}), world_size=num_ranks)["zero_optimization"]
+    if config.distributed.strategy != "ddp":
+        fields = fields | resolved(config, world_size=num_ranks)["zero_optimization"]
     return {
-        **held,
-        **{f"{name}, sampling": value for name, value in sampling.items()},
-        **{f"{name}, training": value for name, value in training.items()},
-        "at least, without activations": peak,
+        "reduce_bucket_size": int(fields["reduce_bucket_size"]),
+        # DeepSpeed's default, where the field is not set: on for zero3 alone, whose bucket is one all the same.
+        "overlap_comm": int(bool(fields.get("overlap_comm")) and strategy != "zero3"),
+        "stage3_max_live_parameters": int(fields.get("stage3_max_live_parameters", 1e9)),
     }
 
 
@@ -166,15 +280,33 @@ def _sizes_or_reason(config: ModelConfig) -> Sizes | str:
         return f"unknown ({' '.join(str(error).split())})"
 
 
-def _model(config: RunConfig, sizes: Sizes | str) -> dict[str, object]:
+def _model(config: RunConfig, sizes: Sizes | str, *, num_ranks: int) -> dict[str, object]:
     if isinstance(sizes, str):
         return {"parameters": sizes}
-    parts: Mapping[str, int] = memory_bytes(config, sizes)
     return {
         "parameters": sizes.num_parameters,
         "trainable parameters": sizes.num_trainable,
         "tokens of the model's context": sizes.context_tokens or "unlimited",
-    } | {f"GiB, {name}": value / GIB for name, value in parts.items()}
+    } | _memory_table(config, sizes, num_ranks=num_ranks)
+
+
+def _memory_table(config: RunConfig, sizes: Sizes, *, num_ranks: int) -> dict[str, object]:
+    """Rows of GiB by part, with a column for each strategy."""
+    strategies = STRATEGIES if config.optim.kind == "adamw" else ("ddp",)
+    columns = [memory(config, sizes, strategy=strategy, num_ranks=num_ranks) for strategy in strategies]
+    marked = [f"[{name}]" if name == config.distributed.strategy else name for name in strategies]
+    ranks = f"{num_ranks} ranks" if num_ranks > 1 else "1 rank"
+    table: dict[str, object] = {f"GiB of each of {ranks}, by strategy": "".join(f"{name:>10}" for name in marked)}
+    titles = {"held": "", "sampling": ", sampling", "training": ", training", "host": ", on the host"}
+    for when, title in titles.items():
+        parts: list[Mapping[str, int]] = [getattr(column, when) for column in columns]
+        names = dict.fromkeys(name for of_column in parts for name in of_column)
+        table |= {f"  {name}{title}": _row(of_column.get(name, 0) for of_column in parts) for name in names}
+    return table | {"  at least, without activations": _row(column.least for column in columns)}
+
+
+def _row(values: Iterable[int]) -> str:
+    return "".join(f"{value / GIB:>10,.3f}" if value else f"{'-':>10}" for value in values)
 
 
 def _problems(config: RunConfig, reward: RewardSpec) -> dict[str, object]:

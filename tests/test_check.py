@@ -1,18 +1,19 @@
 """What `grpo check` derives: numbers by hand, and against the model, the cache and the optimizer that a run makes."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from grpo.check import derived, memory_bytes, sizes_of
+from grpo.check import GIB, STRATEGIES, Memory, derived, memory, sizes_of
 from grpo.config import OptimConfig
 from grpo.errors import ConfigError
 from grpo.logprobs import CHUNK_ELEMENTS
 from grpo.model import load_model, load_tokenizer, skeleton
 from grpo.optim import Optimizer
-from grpo.policy import Policy
 from tests.conftest import ARCHITECTURES, SHARED_DATA, tiny_config
 from tests.runs import grpo, small_run_config, small_run_file
 
@@ -102,41 +103,125 @@ def _cache_bytes(model: nn.Module, *, num_tokens: int) -> int:
     return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
 
 
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
 @pytest.mark.parametrize("lora", [None, {"rank": 4, "alpha": 8.0}])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_memory_of_the_optimizer_is_that_of_its_tensors(tmp_path, dtype, lora):
-    config = small_run_config(tmp_path, **{"model.dtype": dtype, "model.lora": lora})
+def test_memory_of_the_optimizer_is_that_of_its_tensors(tmp_path, dtype, lora, kind):
+    config = small_run_config(tmp_path, **{"model.dtype": dtype, "model.lora": lora, "optim.kind": kind})
     tokenizer = load_tokenizer(config.model)
     model = load_model(config.model, tokenizer=tokenizer, seed=0, device=torch.device("cpu"))
-    optimizer = Optimizer(Policy(model).model, OptimConfig())
+    optimizer = Optimizer(model, OptimConfig(kind=kind))
     optimizer.backward(torch.stack([p.sum() for p in model.parameters() if p.requires_grad]).sum())
     gradients = sum(gradient.nbytes for _, gradient in optimizer.gradients())
-    assert all(p.grad is None or p.dtype == torch.float32 for p in model.parameters())
     optimizer.update(rate=1e-3)
     state = optimizer.state_dict()
     moments = [t for of_weight in state["moments"].values() for n, t in of_weight.items() if n != "step"]
-    copies: list[Tensor] = list(state["masters"].values())
-    found = memory_bytes(config, sizes_of(model))
-    assert found["weights"] == sum(p.nbytes for p in model.parameters())
-    assert found["AdamW moments"] == sum(t.nbytes for t in moments)
-    assert found["float32 copies"] == sum(t.nbytes for t in copies)
-    assert found["gradients, training"] == gradients
+    copies: dict[str, Tensor] = state["masters"]
+    found = memory(config, sizes_of(model), strategy="ddp", num_ranks=1)
+    assert found.held == {
+        "weights": sum(p.nbytes for p in model.parameters()),
+        "float32 copies": sum(t.nbytes for t in copies.values()),
+        "moments": sum(t.nbytes for t in moments),
+    }
+    assert found.training["gradients"] == gradients
+    assert found.training["messages"] == 0  # one rank sends none
+
+
+def memory_of(folder: Path, strategy: str, *, num_ranks: int = 4, **changes: Any) -> tuple[Memory, int]:
+    """The memory of a rank, and how many weights the model has."""
+    config = small_run_config(folder, **changes)
+    sizes = sizes_of(skeleton(config.model, tokenizer=load_tokenizer(config.model)))
+    assert sizes.num_trainable % num_ranks == 0
+    return memory(config, sizes, strategy=strategy, num_ranks=num_ranks), sizes.num_trainable
 
 
 def test_memory_of_sampling_and_of_the_logits_chunk_is_counted_as_by_hand(tmp_path):
-    config = small_run_config(tmp_path, **{"data.max_prompt_tokens": 12, "sampling.max_rows": 10})
-    sizes = sizes_of(skeleton(config.model, tokenizer=load_tokenizer(config.model)))
-    found = memory_bytes(config, sizes)
+    changes = {"data.max_prompt_tokens": 12, "sampling.max_rows": 10}
+    found, _ = memory_of(tmp_path, "ddp", num_ranks=1, **changes)
     # 2 layers of keys and of values, 2 heads of 16 numbers of 4 bytes; 10 rows of 20 tokens; 96 tokens to choose from.
-    assert found["keys and values, sampling"] == 2 * 2 * 2 * 16 * 4 * 10 * 20
-    assert found["logits of a draw, sampling"] == 10 * 96 * 24
+    assert found.sampling == {"keys and values": 2 * 2 * 2 * 16 * 4 * 10 * 20, "logits of a draw": 10 * 96 * 24}
     assert CHUNK_ELEMENTS // 96 > 256  # a micro-batch of 256 tokens is one chunk
-    assert found["logits of a chunk, training"] == 256 * 96 * 12
-    held = ("weights", "float32 copies", "AdamW moments")
-    sampling = found["keys and values, sampling"] + found["logits of a draw, sampling"]
-    training = found["gradients, training"] + found["logits of a chunk, training"]
-    peak = sum(found[name] for name in held) + max(sampling, training)
-    assert found["at least, without activations"] == peak
+    assert found.training["logits of a chunk"] == 256 * 96 * 12
+    sampling, training = sum(found.sampling.values()), sum(found.training.values())
+    assert found.least == sum(found.held.values()) + max(sampling, training)
+    changes |= {"model.float32_head": True, "model.dtype": "bfloat16"}
+    found, _ = memory_of(tmp_path, "ddp", num_ranks=1, **changes)
+    assert found.training["logits of a chunk"] == 256 * 96 * 12 + 96 * 32 * 4  # and the head once more, in float32
+
+
+# Bytes on each of 4 ranks for each weight: weights, float32 copies, moments, gradients.
+BY_HAND = {
+    ("ddp", "float32"): (4, 0, 8, 4),
+    ("ddp", "bfloat16"): (2, 4, 8, 4),
+    ("zero1", "float32"): (4, 1, 2, 4),
+    ("zero1", "bfloat16"): (2, 1, 2, 4),
+    ("zero2", "float32"): (4, 1, 2, 1),
+    ("zero2", "bfloat16"): (2, 1, 2, 1),
+    ("zero3", "float32"): (1, 0, 2, 1),
+    ("zero3", "bfloat16"): (0.5, 1, 2, 1),
+}
+
+
+@pytest.mark.parametrize(("strategy", "dtype"), sorted(BY_HAND))
+def test_each_strategy_shards_what_it_says(tmp_path, strategy, dtype):
+    found, number = memory_of(tmp_path, strategy, **{"model.dtype": dtype})
+    parts = [*found.held.values(), found.training["gradients"]]
+    assert tuple(part / number for part in parts) == BY_HAND[strategy, dtype]
+    gathered = {"float32": 4, "bfloat16": 2}[dtype] * number if strategy == "zero3" else 0
+    assert found.training.get("gathered weights", 0) == gathered
+    assert found.sampling.get("gathered weights", 0) == gathered
+    assert found.host == {}
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES[1:])
+def test_offloading_moves_the_shards_to_the_host(tmp_path, strategy):
+    distributed: dict[str, object] = {"strategy": strategy, "offload_optimizer": True}
+    if strategy == "zero3":
+        distributed["offload_parameters"] = True
+    found, number = memory_of(tmp_path, strategy, **{"model.dtype": "bfloat16", "distributed": distributed})
+    assert found.held == {"weights": 0 if strategy == "zero3" else 2 * number}
+    assert found.host["float32 copies"] == number
+    assert found.host["moments"] == 2 * number
+    assert found.host.get("weights", 0) == (number / 2 if strategy == "zero3" else 0)
+
+
+def test_a_bucket_of_the_users_json_is_counted(tmp_path):
+    (tmp_path / "ds.json").write_text('{"zero_optimization": {"reduce_bucket_size": 1000}}')
+    distributed = {"strategy": "zero2", "deepspeed_config": str(tmp_path / "ds.json")}
+    found, _ = memory_of(tmp_path, "zero2", distributed=distributed)
+    assert found.training["messages"] == 1000 * 4
+
+
+def test_the_table_has_a_column_for_each_strategy_and_marks_the_runs_own(tmp_path):
+    config = small_run_config(tmp_path, **{"distributed.strategy": "zero2", "sampling.max_rows": 100_000})
+    found = derived(config, num_ranks=4)
+    assert str(found["GiB of each of 4 ranks, by strategy"]).split() == ["ddp", "zero1", "[zero2]", "zero3"]
+    sizes = sizes_of(skeleton(config.model, tokenizer=load_tokenizer(config.model)))
+    least = [memory(config, sizes, strategy=name, num_ranks=4).least / GIB for name in STRATEGIES]
+    assert str(found["  at least, without activations"]).split() == [f"{value:.3f}" for value in least]
+    assert str(found["  gathered weights, sampling"]).split()[:3] == ["-"] * 3
+
+
+def test_muon_is_estimated_for_the_one_strategy_that_takes_it(tmp_path):
+    found = derived(small_run_config(tmp_path, **{"optim.kind": "muon"}), num_ranks=2)
+    assert str(found["GiB of each of 2 ranks, by strategy"]).split() == ["[ddp]"]
+
+
+def test_the_command_prints_deepspeeds_config_where_it_is_used(tmp_path, capsys):
+    file = small_run_file(tmp_path)
+    assert grpo("check", file, "--ranks", "4", "distributed.strategy=zero2") == 0
+    printed = json.loads(capsys.readouterr().out.partition("DeepSpeed's config:\n")[2])
+    assert printed["zero_optimization"]["stage"] == 2
+    assert printed["train_batch_size"] == 4
+    assert grpo("check", file, "--ranks", "4") == 0
+    assert "DeepSpeed" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("flag", ["--ranks", "--memory-gib"])
+def test_no_ranks_and_no_memory_are_a_wrong_command_line(tmp_path, flag):
+    with pytest.raises(SystemExit) as stop:
+        grpo("check", small_run_file(tmp_path), flag, "0")
+    assert stop.value.code == 2
 
 
 def test_a_model_that_lies_elsewhere_is_unknown_with_the_reason_and_the_rest_is_derived(tmp_path, monkeypatch):
