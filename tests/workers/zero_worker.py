@@ -1,0 +1,296 @@
+"""What each rank does in tests/test_zero.py: every case once, measured; the main rank writes the numbers.
+
+torchrun --nproc-per-node 2 tests/workers/zero_worker.py OUT.json CASES.json"""
+
+import json
+import random
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a launcher starts a file, not a module
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from grpo import logprobs
+from grpo.batch import MicroBatch, TrainedRollout, micro_batches
+from grpo.config import RunConfig, SamplingConfig
+from grpo.distributed.replicated import Replicated
+from grpo.distributed.strategy import Strategy
+from grpo.distributed.world import World
+from grpo.distributed.zero import Zero
+from grpo.model import load_model, load_tokenizer
+from grpo.policy import Policy
+from grpo.sampling.native import NativeSampler
+from grpo.sampling.protocol import Completion, Request
+from grpo.steering import Steering
+from grpo.types import Rollout, StopReason
+
+CPU = torch.device("cpu")
+VOCABULARY = 96
+RATE = 1e-2
+ARCHITECTURE = {
+    "model_type": "llama",
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 64,
+}
+# Odd sizes (33 weights in a bias) make shards that do not fill their ranks.
+ODD = {"model_type": "qwen2", **{k: v for k, v in ARCHITECTURE.items() if k != "model_type"}, "intermediate_size": 33}
+
+
+def config_of(case: Mapping[str, Any], *, strategy: str) -> RunConfig:
+    distributed: dict[str, Any] = {"strategy": strategy}
+    if strategy != "ddp":
+        distributed |= case.get("distributed", {})
+    return RunConfig.model_validate(
+        {
+            "run": {"name": "zero", "device": "cpu"},
+            "model": {
+                "architecture": ODD if case.get("odd") else ARCHITECTURE | case.get("architecture", {}),
+                "tokenizer": "task:list_machine",
+                "dtype": case.get("dtype", "float32"),
+                "initial_embedding_std": 1.0,
+                "activation_checkpointing": case.get("checkpointing", False),
+                "lora": {"rank": 3} if case.get("lora") else None,
+            },
+            "data": {"train": {"path": "task:list_machine"}},
+            "sampling": {"max_completion_tokens": 12, "max_rows": 8},
+            "reward": {"name": "list_machine"},
+            "train": {"steps": 4},
+            "optim": {"learning_rate": RATE, "weight_decay": 0.1, "max_grad_norm": case.get("clip", 0.05)},
+            "distributed": distributed,
+        }
+    )
+
+
+def policy_of(config: RunConfig, *, seed: int = 0) -> Policy:
+    model = load_model(config.model, tokenizer=load_tokenizer(config.model), seed=seed, device=CPU)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:  # zero at first, and then the gradient of lora_A too
+                parameter.copy_(0.1 * torch.ones_like(parameter).cumsum(0).sin())
+    return Policy(model)
+
+
+def rollouts(number: int, *, seed: int) -> list[TrainedRollout]:
+    rng = random.Random(seed)
+    made = []
+    for attempt in range(number):
+        prompt, completion = rng.randrange(1, 6), rng.randrange(2, 20)
+        length = prompt + completion
+        rollout = Rollout(
+            problem_id="p",
+            attempt=attempt,
+            token_ids=tuple(rng.randrange(VOCABULARY) for _ in range(length)),
+            action_mask=(False,) * prompt + (True,) * completion,
+            logprobs=(0.0,) * length,
+            kept=None,
+            stop_reason=StopReason.END_TOKEN,
+            temperature=rng.choice([0.7, 1.0]),
+            policy_step=0,
+        )
+        made.append(TrainedRollout(rollout=rollout, advantage=rng.gauss(0, 1), group_tokens=0))
+    tokens = sum(trained.rollout.num_actions for trained in made)
+    return [replace(trained, group_tokens=tokens) for trained in made]
+
+
+def batches(number: int, *, seed: int, rank: int, num_ranks: int) -> list[MicroBatch]:
+    return micro_batches(
+        [rollouts(number, seed=seed)],
+        tokens_per_micro_batch=48,
+        limit_tokens=24,
+        aggregation="token",
+        device=CPU,
+        rank=rank,
+        num_ranks=num_ranks,
+    )
+
+
+def accumulate(strategy: Strategy, update: Sequence[MicroBatch], *, factor: float = 1.0) -> None:
+    for place, batch in enumerate(update):
+        chosen, _ = strategy.forward(batch)
+        loss = -factor * (chosen * batch.advantages * batch.weights).sum()
+        strategy.backward(loss, last=place + 1 == len(update))
+
+
+# Rollouts of each update: several micro-batches a rank, one, and one of which a rank has a filler only.
+UPDATES = (9, 5, 1)
+
+
+def run(strategy: Strategy, *, rank: int, num_ranks: int, numbers: Sequence[int] = UPDATES) -> Iterator[dict[str, Any]]:
+    for seed, number in enumerate(numbers):
+        accumulate(strategy, batches(number, seed=seed, rank=rank, num_ranks=num_ranks))
+        gradients = {name: gradient.clone() for name, gradient in strategy.gradients()}
+        yield {"gradients": gradients, "norm": strategy.update(rate=RATE / (seed + 1))}
+
+
+def relative(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:
+    """Largest relative L2 difference of a tensor."""
+    assert found.keys() == expected.keys(), (sorted(found), sorted(expected))
+    gaps = []
+    for name, tensor in expected.items():
+        assert found[name].shape == tensor.shape, name
+        assert found[name].dtype == tensor.dtype, (name, found[name].dtype, tensor.dtype)
+        gaps.append(float((found[name].double() - tensor.double()).norm() / tensor.double().norm().clamp_min(1e-30)))
+    return max(gaps)
+
+
+def same(found: Any, expected: Any) -> bool:
+    if isinstance(expected, Tensor):
+        return isinstance(found, Tensor) and found.dtype == expected.dtype and torch.equal(found, expected)
+    if isinstance(expected, Mapping):
+        return found.keys() == expected.keys() and all(same(found[name], expected[name]) for name in expected)
+    return bool(found == expected)
+
+
+def updates(world: World, case: Mapping[str, Any]) -> dict[str, Any]:
+    """Gradients, norms and weights beside one rank's, a skipped update, and an exact resume."""
+    config = config_of(case, strategy=case["strategy"])
+    zero = Zero(policy_of(config), world, config)
+    plain_config = config_of(case, strategy="ddp")
+    plain = Replicated(policy_of(plain_config), World.alone(), plain_config.optim)
+    found: dict[str, Any] = {"gradient_gaps": [], "norm_gaps": [], "norms": [], "weight_gaps": []}
+    ours = run(zero, rank=world.rank, num_ranks=world.size)
+    theirs = run(plain, rank=0, num_ranks=1)
+    for own, one_rank in zip(ours, theirs, strict=True):
+        found["gradient_gaps"].append(relative(own["gradients"], one_rank["gradients"]))
+        whole = float(torch.stack([g.norm() for g in own["gradients"].values()]).norm())
+        found["norm_gaps"].append(max(abs(own["norm"] / whole - 1), abs(own["norm"] / one_rank["norm"] - 1)))
+        found["norms"].append(own["norm"])
+        weights = world.broadcast(zero.weights())
+        found["weight_gaps"].append(relative(weights, plain.weights()))
+    weights, state = world.broadcast(zero.weights()), world.broadcast(zero.state_dict())
+    # One rank's loss is not finite: nothing moves on any, and nothing of it is left behind.
+    update = batches(5, seed=7, rank=world.rank, num_ranks=world.size)
+    accumulate(zero, update, factor=float("nan") if world.rank == 1 else 1.0)
+    found["skipped_norm_is_finite"] = bool(torch.tensor(zero.update(rate=RATE)).isfinite())
+    found["skipping_changed_nothing"] = same(world.broadcast(zero.weights()), weights) and same(
+        world.broadcast(zero.state_dict()), state
+    )
+    # A second engine that is loaded goes on bit for bit as the first.
+    # The base beneath adapters is no part of a checkpoint: it comes with the model.
+    seed = 0 if case.get("lora") else 1
+    other = Zero(policy_of(config, seed=seed), world, config)
+    other.load_weights(weights)
+    other.load_state_dict(state)
+    found["loaded_is_what_was_saved"] = same(world.broadcast(other.weights()), weights) and same(
+        world.broadcast(other.state_dict()), state
+    )
+    for strategy in (zero, other):
+        found[f"norms_of_{'first' if strategy is zero else 'second'}"] = [
+            own["norm"] for own in run(strategy, rank=world.rank, num_ranks=world.size, numbers=(4, 6))
+        ]
+    found["resume_is_exact"] = same(world.broadcast(zero.weights()), world.broadcast(other.weights())) and same(
+        world.broadcast(zero.state_dict()), world.broadcast(other.state_dict())
+    )
+    # ddp on one rank goes on from the checkpoint, and ZeRO from its.
+    plain.load_weights(weights)
+    plain.load_state_dict(state)
+    for _ in run(plain, rank=0, num_ranks=1, numbers=(4, 6)):
+        pass
+    found["ddp_goes_on"] = relative(plain.weights(), world.broadcast(zero.weights()))
+    other.load_weights(plain.weights())
+    other.load_state_dict(plain.state_dict())
+    found["ddp_is_loaded"] = same(world.broadcast(other.state_dict()), world.broadcast(plain.state_dict()))
+    # New weights begin with moments of zero, as a strategy of its own does.
+    other.load_weights(weights)
+    fresh = Zero(policy_of(config, seed=2 * seed), world, config)
+    fresh.load_weights(weights)
+    for strategy in (other, fresh):
+        for _ in run(strategy, rank=world.rank, num_ranks=world.size, numbers=(3,)):
+            pass
+    found["loading_weights_begins_anew"] = same(world.broadcast(other.weights()), world.broadcast(fresh.weights()))
+    return found
+
+
+def completions(policy: Policy, requests: Sequence[Request]) -> list[Completion]:
+    config = SamplingConfig(max_completion_tokens=12, max_rows=8)
+    sampler = NativeSampler(policy, config, end_token_ids=(0,), tokenizer=load_tokenizer(_MODEL))
+    return sorted(sampler.sample(requests), key=lambda c: (c.request, c.index))
+
+
+_MODEL = config_of({}, strategy="ddp").model
+
+
+def sampling(world: World, case: Mapping[str, Any]) -> dict[str, Any]:
+    """Each rank samples as many requests as it likes, before and after an update, steered and not."""
+    config = config_of(case, strategy=case["strategy"])
+    policy = policy_of(config)
+    zero = Zero(policy, world, config)
+    plain_config = config_of(case, strategy="ddp")
+    plain = Replicated(policy_of(plain_config), World.alone(), plain_config.optim)
+    requests = [
+        Request(prompt_ids=tuple(range(3, 5 + n)), keys=tuple(range(n, 2 * n + 2)), temperature=1.0)
+        for n in range(3 if world.rank else 1)
+    ]
+    found: dict[str, Any] = {"describe": zero.describe(), "same": [], "gaps": [], "moved": []}
+    before: list[Completion] = []
+    seen = set()
+    for steering in (None, None, Steering(vectors={1: torch.ones(32)}, coefficient=0.5)):
+        policy.steer(steering)
+        plain_policy_steered(plain, steering)
+        with zero.sampling_policy() as sampled:
+            seen.add(id(sampled))
+            own = completions(sampled, requests)
+        with plain.sampling_policy() as whole:
+            expected = completions(whole, requests)
+        found["same"].append([c.token_ids for c in own] == [c.token_ids for c in expected])
+        pairs = zip(own, expected, strict=True)
+        found["gaps"].append(
+            max(abs(a - b) for o, e in pairs for a, b in zip(o.logprobs, e.logprobs, strict=True))
+            if found["same"][-1]
+            else None
+        )
+        found["moved"].append([c.token_ids for c in own] != [c.token_ids for c in before])
+        before = own
+        for strategy, rank, size in ((zero, world.rank, world.size), (plain, 0, 1)):
+            for _ in run(strategy, rank=rank, num_ranks=size, numbers=(5,)):
+                pass
+    found["objects"] = len(seen)
+    found["weights_held_between"] = sum(p.numel() for p in sampled.parameters())
+    if case["strategy"] == "zero3":
+        with zero.sampling_policy() as sampled:
+            if world.rank == 1:  # the other ones are done at once
+                completions(sampled, requests)
+            elif case["distributed"]["zero3_sampling"] == "gather":
+                completions(sampled, requests)
+    return {
+        name: (world.gather(value) if name in ("same", "gaps", "moved") else value) for name, value in found.items()
+    }
+
+
+def plain_policy_steered(plain: Replicated, steering: Steering | None) -> None:
+    with plain.sampling_policy() as policy:
+        policy.steer(steering)
+
+
+KINDS: dict[str, Callable[[World, Mapping[str, Any]], dict[str, Any]]] = {"updates": updates, "sampling": sampling}
+
+
+def main(out: Path, cases: Mapping[str, Any]) -> None:
+    torch.set_num_threads(1)
+    logprobs.CHUNK_ELEMENTS = VOCABULARY * 8  # so that the head is called several times a micro-batch
+    dist.init_process_group("gloo")
+    world = World(rank=dist.get_rank(), size=dist.get_world_size(), device=CPU)
+    results = {}
+    for name, case in cases.items():
+        started = time.perf_counter()
+        results[name] = KINDS[case["kind"]](world, case) | {"seconds": time.perf_counter() - started}
+        if world.is_main:
+            print(name, f"{time.perf_counter() - started:.1f}s", file=sys.stderr, flush=True)
+    if world.is_main:
+        out.write_text(json.dumps(results), encoding="utf-8")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), json.loads(Path(sys.argv[2]).read_text(encoding="utf-8")))
