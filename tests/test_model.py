@@ -86,15 +86,16 @@ def test_a_model_of_the_same_family_without_such_attention_is_taken_and_decoded_
 # --- the test of decoding at the start --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_every_known_architecture_passes_the_test_of_decoding(policy, dtype):
     policy.to(getattr(torch, dtype))
     check_decoding(policy)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_a_mask_that_shows_a_row_anothers_positions_is_found_before_a_token_is_drawn(monkeypatch, dtype):
-    policy = tiny_policy("llama", dtype=dtype)
+    policy = tiny_policy("llama")
+    policy.to(getattr(torch, dtype))
     with torch.no_grad():
         for name, weight in policy.named_parameters():
             if "o_proj" in name or "v_proj" in name:  # a fresh model hardly listens to its attention
@@ -322,6 +323,59 @@ def test_a_checkpoint_of_a_float32_head_is_an_ordinary_one(tmp_path, name, field
         assert torch.equal(again.head(again.hidden(IDS)), policy.head(policy.hidden(IDS)))
 
 
+def loss_of(policy: Policy) -> torch.Tensor:
+    """Minus the log-probs that the policy gives to its own input, as in a forward of training."""
+    with policy._recomputing():
+        hidden = policy.hidden(IDS)[0]  # [T, D]
+        logprobs, _ = chunked_logprobs(
+            hidden, IDS[0], head=policy.head, temperature=torch.ones(20), vocabulary=policy.vocabulary
+        )
+    return -logprobs.mean()
+
+
+def gradient_of(policy: Policy) -> dict[str, torch.Tensor]:
+    """By name, as the optimizer would step it."""
+    for name, parameter in policy.named_parameters():
+        if "lora_B" in name:  # fresh adapters multiply by zero, and half of their gradients are zero too
+            nn.init.constant_(parameter, 0.05)
+    optimizer = Optimizer(policy.model, OptimConfig())
+    optimizer.backward(loss_of(policy))
+    optimizer.backward(loss_of(policy) * 2)
+    return dict(optimizer.gradients())
+
+
+@pytest.mark.parametrize("lora", [None, {"rank": 4}])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_recomputing_activations_changes_no_gradient_of_a_model_with_a_float32_head(dtype, lora):
+    held, recomputed = (
+        gradient_of(with_float32_head("gemma3", {}, dtype=dtype, lora=lora, activation_checkpointing=on))
+        for on in (False, True)
+    )
+    assert held.keys() == recomputed.keys()
+    assert [name for name in held if not torch.equal(held[name], recomputed[name])] == []
+    assert all(bool(gradient.any()) for gradient in held.values())
+
+
+@pytest.mark.parametrize("float32_head", [False, True])
+@pytest.mark.parametrize("lora", [None, {"rank": 4}])
+@pytest.mark.parametrize("activation_checkpointing", [False, True])
+def test_the_gradient_of_a_float16_model_is_that_of_float32_but_for_rounding(
+    float32_head, lora, activation_checkpointing
+):
+    """The scale of 2**16 is in none of them, be the weight float16 or a float32 adapter."""
+    more: dict[str, Any] = {"lora": lora, "activation_checkpointing": activation_checkpointing}
+    exact = gradient_of(with_float32_head("qwen3", {}, dtype="float32", on=float32_head, **more))
+    policy = with_float32_head("qwen3", {}, dtype="float32", on=float32_head, **more)
+    for name, parameter in policy.named_parameters():
+        if "lora_" not in name:
+            parameter.data = parameter.data.half()
+    found = gradient_of(policy)
+    assert found.keys() == exact.keys()
+    for name, gradient in found.items():
+        assert gradient.dtype == torch.float32
+        assert float((gradient - exact[name]).norm() / exact[name].norm()) < 0.02, name
+
+
 @pytest.mark.parametrize(("name", "fields"), FLOAT32_HEADS)
 @pytest.mark.parametrize("activation_checkpointing", [False, True])
 def test_the_gradient_reaches_the_weight_of_a_float32_head_and_moves_it(name, fields, activation_checkpointing):
@@ -329,12 +383,7 @@ def test_the_gradient_reaches_the_weight_of_a_float32_head_and_moves_it(name, fi
     optimizer = Optimizer(policy.model, OptimConfig())
     weight = base_of(policy.model).get_output_embeddings().weight
     before = weight.detach().clone()
-    with policy._recomputing():
-        hidden = policy.hidden(IDS)[0]
-        logprobs, _ = chunked_logprobs(
-            hidden, IDS[0], head=policy.head, temperature=torch.ones(20), vocabulary=policy.vocabulary
-        )
-        optimizer.backward(-logprobs.sum())
+    optimizer.backward(loss_of(policy))
     rows = dict(optimizer.gradients())[next(n for n, p in policy.model.named_parameters() if p is weight)]
     assert bool((rows.abs().sum(dim=1) > 0).all())  # of tokens that are no input as well
     optimizer.update(rate=0.1)
