@@ -102,6 +102,13 @@ class Writer:
             self._error = error
 
 
+class SilentWriter(Writer):
+    """The writer of who only looks at a run: it takes every job, and does none."""
+
+    def write(self, job: Callable[[], None]) -> None:
+        pass
+
+
 def load(path: Path, *, device: torch.device) -> tuple[dict[str, Tensor], dict[str, Any] | None, dict[str, Any]]:
     """Weights, optimizer state (None where there is none) and state. Raises CheckpointError as `check` does."""
     check(path)
@@ -142,10 +149,12 @@ def step_path(folder: Path, step: int) -> Path:
     return folder / f"step_{step:06d}"
 
 
-def newest_whole(folder: Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint that is whole, and what is wrong with newer ones."""
+def newest_whole(folder: Path, *, last_step: int | None = None) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint that is whole, and what is wrong with newer ones; of those up to `last_step`, if given."""
     faults = []
-    for _, path in reversed(steps(folder)):
+    for step, path in reversed(steps(folder)):
+        if last_step is not None and step > last_step:
+            continue
         try:
             check(path)
         except CheckpointError as error:

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from grpo import checkpoint
 from grpo.chat import Chat
-from grpo.config import RunConfig, load
+from grpo.config import RunConfig
 from grpo.errors import CheckpointError, ConfigError
 from grpo.folder import RunFolder, named_disk_errors
 from grpo.model import base_of, end_token_ids, load_model, load_tokenizer
@@ -39,7 +39,7 @@ def export(
     whole. `form` is for a run with model.lora; None is merged. Raises ConfigError for a wrong command, CheckpointError
     where there is no such checkpoint or it is not whole, DiskError; then nothing is at `output`."""
     folder = RunFolder(run)
-    config = _config_of(folder)
+    config = folder.read_config()
     _check_command(config, output=output, form=form)
     source = _source(folder.checkpoints, checkpoint_name, say=say)
     weights = _weights(source)
@@ -56,15 +56,6 @@ def export(
             _save_model(_merged(model), temporary, chat=chat, to_float16=config.model.dtype == "float16")
         _save_tokenizer(tokenizer, temporary, template=chat.template)
     return source
-
-
-def _config_of(folder: RunFolder) -> RunConfig:
-    if not folder.config.is_file():
-        raise ConfigError(
-            f"{folder.path}: no folder of a run (there is no {folder.config.name} in it); give one such as "
-            "runs/quickstart"
-        )
-    return load(folder.config)
 
 
 def _check_command(config: RunConfig, *, output: Path, form: Form | None) -> None:

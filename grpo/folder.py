@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from grpo.config import RunConfig, dump, fingerprint
+from grpo.config import RunConfig, dump, fingerprint, load
 from grpo.errors import ConfigError, DiskError, RunFolderError
 
 Phase = Literal["sft", "profile", "train", "eval", "report"]
@@ -113,6 +113,21 @@ class RunFolder:
             finally:
                 os.close(lock)
         folder._check(_fingerprint(config, problem_ids), start=start, phases=phases)
+
+    def read_config(self, overrides: Sequence[str] = ()) -> RunConfig:
+        """The run's own config, with `overrides`. Raises ConfigError where the path is no run's folder."""
+        if not self.config.is_file():
+            raise ConfigError(
+                f"{self.path}: no folder of a run (there is no {self.config.name} in it); give one such as "
+                "runs/quickstart"
+            )
+        return load(self.config, overrides)
+
+    def check_belongs(self, config: RunConfig, *, problem_ids: Mapping[str, Sequence[str]]) -> None:
+        """Raises RunFolderError unless what the folder holds is of this config and these problems.
+
+        Nothing is locked, so that it can be asked while another process writes to the folder."""
+        self._check_belongs(_fingerprint(config, problem_ids), staying=PHASES)
 
     def begun(self) -> dict[str, bool]:
         """Phases that were begun, each with whether it was finished."""

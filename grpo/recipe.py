@@ -177,28 +177,17 @@ def run_profile(run: Run) -> None:
 def run_train(run: Run) -> None:
     """The loop, from the start policy or from the newest whole checkpoint."""
     config, folder = run.config, run.folder
-    rows = read_tiers(run) if practice.needs_profile(config) else {}
-    tiers = {problem_id: Tier(row["tier"]) for problem_id, row in rows.items()}
-    run.rollouts.lengths.observe({problem_id: row["mean_tokens"] for problem_id, row in rows.items()})
-    parts = Parts(
-        world=run.world,
-        strategy=run.strategy,
-        rollouts=run.rollouts,
-        curriculum=practice.build_curriculum(config, [problem.id for problem in run.train], tiers),
-        temperature=practice.build_temperature(config.temperature, num_steps=config.train.steps),
-        stages=stages_of(config),
-        problems={problem.id: problem for problem in run.train},
-        tiers={problem_id: str(tier) for problem_id, tier in tiers.items()},
-        validation=run.validation,
-        tracker=run.tracker,
-        folder=folder,
-        console=run.console,
-    )
+    trainer = trainer_of(run)
     load_start(run)
-    trainer = Trainer(parts, config, should_stop=run.should_stop)
     newest = newest_checkpoint(run, "train")
     if newest is not None:
-        _take_up(trainer, newest, run)
+        before = take_up(trainer, newest)
+        ranks = {"number": run.world.size, "strategy": config.distributed.strategy}
+        if before != ranks:
+            run.console.say(
+                f"train: the checkpoint is of {layout(before)}, and goes on with {layout(ranks)}: the same problems, "
+                "the same noise, but sums may round differently"
+            )
         run.console.say(f"train: going on from {newest}")
     else:
         run.tracker.load_state_dict({"metrics": 0, "events": 0})
@@ -275,6 +264,31 @@ def _is_finished(run: Run, phase: Phase) -> bool:
     return run.config.train.steps <= asked_steps
 
 
+def trainer_of(run: Run, *, writer: checkpoint.Writer | None = None) -> Trainer:
+    """The loop at its first step; which weights it begins with is the caller's to say.
+
+    `writer` writes its checkpoints; None is one of its own."""
+    config = run.config
+    rows = read_tiers(run) if practice.needs_profile(config) else {}
+    tiers = {problem_id: Tier(row["tier"]) for problem_id, row in rows.items()}
+    run.rollouts.lengths.observe({problem_id: row["mean_tokens"] for problem_id, row in rows.items()})
+    parts = Parts(
+        world=run.world,
+        strategy=run.strategy,
+        rollouts=run.rollouts,
+        curriculum=practice.build_curriculum(config, [problem.id for problem in run.train], tiers),
+        temperature=practice.build_temperature(config.temperature, num_steps=config.train.steps),
+        stages=stages_of(config),
+        problems={problem.id: problem for problem in run.train},
+        tiers={problem_id: str(tier) for problem_id, tier in tiers.items()},
+        validation=run.validation,
+        tracker=run.tracker,
+        folder=run.folder,
+        console=run.console,
+    )
+    return Trainer(parts, config, should_stop=run.should_stop, writer=writer)
+
+
 def newest_checkpoint(run: Run, phase: Phase) -> Path | None:
     """The newest whole checkpoint of the training, after a word on each newer one that is not; None without any.
 
@@ -333,21 +347,20 @@ def read_tiers(run: Run) -> dict[str, dict[str, Any]]:
     return {row["problem_id"]: row for row in rows}
 
 
-def _take_up(trainer: Trainer, path: Path, run: Run) -> None:
-    """Hand a checkpoint to the trainer. Nothing of it outlives the call: beside the run there is no second copy."""
+def take_up(trainer: Trainer, path: Path) -> dict[str, Any]:
+    """Hand a checkpoint to the trainer; returns the ranks that wrote it, as `layout` tells them.
+
+    No weight of it outlives the call: beside the run there is no second copy."""
     weights, optimizer, state = checkpoint.load(path, device=CPU)
-    before, ranks = state["ranks"], {"number": run.world.size, "strategy": run.config.distributed.strategy}
-    if before != ranks:
-        run.console.say(
-            f"train: the checkpoint is of {_layout(before)}, and goes on with {_layout(ranks)}: the same problems, the "
-            "same noise, but sums may round differently"
-        )
     if optimizer is None:
         raise CheckpointError(f"{path}: holds no optimizer state; `grpo train --fresh` starts the training again")
     trainer.load(weights, optimizer, state)
+    ranks: dict[str, Any] = state["ranks"]
+    return ranks
 
 
-def _layout(ranks: Mapping[str, Any]) -> str:
+def layout(ranks: Mapping[str, Any]) -> str:
+    """The number of ranks and their strategy, for people to read."""
     return f"{ranks['number']} rank{'s' if ranks['number'] > 1 else ''} ({ranks['strategy']})"
 
 

@@ -78,14 +78,17 @@ class Trainer:
         config: RunConfig,
         *,
         should_stop: Callable[[], bool],
+        writer: checkpoint.Writer | None = None,
     ) -> None:
-        """`should_stop` is asked after each step and says the same on every rank: True saves and raises Interrupted."""
+        """`should_stop` is asked after each step and says the same on every rank: True saves and raises Interrupted.
+
+        `writer` is what checkpoints are written with: one of its own, or of who wants none to be written."""
         self._parts, self._config = parts, config
         self._should_stop = should_stop
         self._updater = Updater(parts.strategy, config, world=parts.world, on_skipped=parts.tracker.skipped)
         self._guards = Guards(config.guard)
         self._progress = Progress()
-        self._writer = checkpoint.Writer()
+        self._writer = checkpoint.Writer() if writer is None else writer
         self._step_start = ""  # the state at the beginning of the step under way
         self._is_sampling = False
 
@@ -140,6 +143,7 @@ class Trainer:
         self._is_sampling = True
         groups = self._sample(temperature, stats)
         self._is_sampling = False
+        self._check_verdicts(groups)
         kept = [group for group in groups if not group.degenerate][: parts.stages[stage].problems_per_step]
         trained = self._updater.update(kept, step=progress.step, stats=stats)
         if any(trained):
@@ -163,6 +167,10 @@ class Trainer:
         parts.tracker.log(progress.step, metrics)
         parts.console.step({"step": progress.step, **metrics})
         self._watch(metrics)
+
+    def draw(self) -> list[Group]:
+        """The groups of the next step, however many verdicts are lost. The trainer is not to be gone on with."""
+        return self._sample(self._parts.temperature.value(self._progress.step), StepStats())
 
     def _watch(self, metrics: Mapping[str, float]) -> None:
         """Warn where the step is above a bound. Raises DivergenceError where too many in a row are."""
@@ -214,7 +222,6 @@ class Trainer:
             stats.add_count("time/reward", sampled.reward_seconds)
             stats.add_count("sampling/waves", 1)
         group_metrics(stats, groups, num_wanted=stage.problems_per_step)
-        self._check_verdicts(groups)
         return groups
 
     def _check_verdicts(self, groups: Sequence[Group]) -> None:

@@ -4,6 +4,8 @@ Whatever can be found wrong without sampling a token is found here, before anyth
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -29,6 +31,27 @@ from grpo.types import Problem
 from rewards import Pool, RewardSpec
 
 
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """The rows that the config names, as problems."""
+
+    sets: ProblemSets
+    traces: list[Problem]
+    problem_ids: dict[str, list[str]]  # of each source
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """What is made of a config before anything is written."""
+
+    policy: Policy
+    chat: Chat
+    strategy: Strategy
+    sampler: NativeSampler
+    initial_weights: Callable[[], Mapping[str, Tensor]]
+    fitting: dict[str, list[Problem]]  # problems of each set whose prompts fit
+
+
 @contextmanager
 def opened(
     config: RunConfig,
@@ -46,15 +69,70 @@ def opened(
     world.progress("start")
     if not world.is_main:
         console.be_quiet()
-    if config.run.threads is not None:
-        torch.set_num_threads(config.run.threads)
+    rows = _rows(config, console)
+    if world.is_main:
+        RunFolder.check(config, problem_ids=rows.problem_ids, start=start, phases=phases)
+    parts = _parts(config, rows.sets, world=world, console=console, must_stop=must_stop)
+    with ExitStack() as stack:
+        folder = stack.enter_context(_folder(config, world, problem_ids=rows.problem_ids, start=start, phases=phases))
+        console.log_to(folder.log)
+        if world.watchdog is not None:
+            world.watchdog.log_to(folder.log)
+        pool = stack.enter_context(_pool(config.reward))
+        tracker = Tracker(folder, config, fresh=start == "fresh", say=console.say) if world.is_main else SilentTracker()
+        stack.callback(tracker.close)
+        try:
+            yield _run(
+                config,
+                rows,
+                parts,
+                world=world,
+                folder=folder,
+                pool=pool,
+                tracker=tracker,
+                console=console,
+                should_stop=lambda: world.any(should_stop()),
+            )
+        except GaveUp:
+            raise Interrupted("stopped in the middle of sampling, which begins again: add --resume") from None
+
+
+@contextmanager
+def looked_at(config: RunConfig, path: Path, *, world: World, console: Console) -> Iterator[Run]:
+    """The run in the folder `path` as it stands, whoever goes on with it: nothing in there is locked or written.
+
+    Its workers end with the context. Raises RunFolderError where the folder is not of `config` and its problems."""
+    folder = RunFolder(path)
+    rows = _rows(config, console)
+    folder.check_belongs(config, problem_ids=rows.problem_ids)
+    parts = _parts(config, rows.sets, world=world, console=console, must_stop=lambda: False)
+    with _pool(config.reward) as pool:
+        yield _run(
+            config,
+            rows,
+            parts,
+            world=world,
+            folder=folder,
+            pool=pool,
+            tracker=SilentTracker(),
+            console=console,
+            should_stop=lambda: False,
+        )
+
+
+def _rows(config: RunConfig, console: Console) -> _Rows:
     reward = practice.reward_spec(config.reward)
     sets = load_problem_sets(config.data, reward=reward, seed=config.run.seed)
     _check_column(config.evaluation.by_column, sets.heldout)
     traces = load_traces(config, sets, reward=reward, console=console) if config.sft is not None else []
-    problem_ids = _problem_ids(sets, traces)
-    if world.is_main:
-        RunFolder.check(config, problem_ids=problem_ids, start=start, phases=phases)
+    return _Rows(sets=sets, traces=traces, problem_ids=_problem_ids(sets, traces))
+
+
+def _parts(
+    config: RunConfig, sets: ProblemSets, *, world: World, console: Console, must_stop: Callable[[], bool]
+) -> _Parts:
+    if config.run.threads is not None:
+        torch.set_num_threads(config.run.threads)
     world.progress("start, loading the model")
     tokenizer = load_tokenizer(config.model)
     model = load_model(config.model, tokenizer=tokenizer, seed=config.run.seed, device=world.device)
@@ -87,45 +165,55 @@ def opened(
             tokenizer=tokenizer,
             on_progress=on_progress,
         )
-    with ExitStack() as stack:
-        folder = stack.enter_context(_folder(config, world, problem_ids=problem_ids, start=start, phases=phases))
-        console.log_to(folder.log)
-        if world.watchdog is not None:
-            world.watchdog.log_to(folder.log)
-        pool = stack.enter_context(_pool(config.reward))
-        tracker = Tracker(folder, config, fresh=start == "fresh", say=console.say) if world.is_main else SilentTracker()
-        stack.callback(tracker.close)
-        rollouts = Rollouts(
-            sampler,
-            chat,
-            pool,
-            world=world,
-            strategy=strategy,
-            seed=config.run.seed,
-            success_threshold=config.reward.success_threshold,
-            deterministic=config.distributed.deterministic,
-        )
-        run = Run(
-            config=config,
-            world=world,
-            folder=folder,
-            policy=policy,
-            strategy=strategy,
-            initial_weights=lambda: _initial_weights(config, tokenizer),
-            chat=chat,
-            rollouts=rollouts,
-            train=fitting["train"],
-            validation=fitting["validation"],
-            heldout=fitting["heldout"],
-            traces=traces,
-            tracker=tracker,
-            console=console,
-            should_stop=lambda: world.any(should_stop()),
-        )
-        try:
-            yield run
-        except GaveUp:
-            raise Interrupted("stopped in the middle of sampling, which begins again: add --resume") from None
+    return _Parts(
+        policy=policy,
+        chat=chat,
+        strategy=strategy,
+        sampler=sampler,
+        initial_weights=lambda: _initial_weights(config, tokenizer),
+        fitting=fitting,
+    )
+
+
+def _run(
+    config: RunConfig,
+    rows: _Rows,
+    parts: _Parts,
+    *,
+    world: World,
+    folder: RunFolder,
+    pool: Pool,
+    tracker: Tracker,
+    console: Console,
+    should_stop: Callable[[], bool],
+) -> Run:
+    rollouts = Rollouts(
+        parts.sampler,
+        parts.chat,
+        pool,
+        world=world,
+        strategy=parts.strategy,
+        seed=config.run.seed,
+        success_threshold=config.reward.success_threshold,
+        deterministic=config.distributed.deterministic,
+    )
+    return Run(
+        config=config,
+        world=world,
+        folder=folder,
+        policy=parts.policy,
+        strategy=parts.strategy,
+        initial_weights=parts.initial_weights,
+        chat=parts.chat,
+        rollouts=rollouts,
+        train=parts.fitting["train"],
+        validation=parts.fitting["validation"],
+        heldout=parts.fitting["heldout"],
+        traces=rows.traces,
+        tracker=tracker,
+        console=console,
+        should_stop=should_stop,
+    )
 
 
 @contextmanager
