@@ -74,7 +74,7 @@ def derived(config: RunConfig, *, num_ranks: int = 1) -> dict[str, object]:
     sizes = _sizes_or_reason(config.model)
     context_tokens = sizes.context_tokens if isinstance(sizes, Sizes) else None
     found: dict[str, object] = {"phases": ", ".join(phases_of(config)), "reward": reward.title}
-    found |= _steps(config, longest_tokens=_longest_tokens(config, context_tokens))
+    found |= _steps(config, longest_tokens=longest_tokens(config, context_tokens))
     found |= _model(config, sizes, num_ranks=num_ranks)
     return found | _problems(config, reward)
 
@@ -111,7 +111,7 @@ def sizes_of(model: nn.Module) -> Sizes:
 
 def memory(config: RunConfig, sizes: Sizes, *, strategy: str, num_ranks: int) -> Memory:
     """Bytes of one rank of `num_ranks` under `strategy`, whatever the strategy of `config`."""
-    tokens = _longest_tokens(config, sizes.context_tokens)
+    tokens = longest_tokens(config, sizes.context_tokens)
     chunk_tokens = min(max(1, CHUNK_ELEMENTS // sizes.vocabulary), max(tokens, config.train.tokens_per_micro_batch))
     sampling = {
         "keys and values": config.sampling.max_rows * tokens * sizes.cache_bytes_per_token,
@@ -214,7 +214,7 @@ def _zero_fields(config: RunConfig, strategy: str, *, num_ranks: int) -> dict[st
     }
 
 
-def _longest_tokens(config: RunConfig, context_tokens: int | None) -> int:
+def longest_tokens(config: RunConfig, context_tokens: int | None) -> int:
     """Most tokens of a rollout with its prompt."""
     tokens = config.data.max_prompt_tokens + config.sampling.max_completion_tokens
     return tokens if context_tokens is None else min(tokens, context_tokens)

@@ -1,6 +1,7 @@
 """What `grpo check` derives: numbers by hand, and against the model, the cache and the optimizer that a run makes."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,13 @@ from torch import Tensor, nn
 
 from grpo.check import GIB, STRATEGIES, Memory, derived, memory, sizes_of
 from grpo.config import OptimConfig
-from grpo.errors import ConfigError
+from grpo.errors import ConfigError, OutOfMemoryError
 from grpo.logprobs import CHUNK_ELEMENTS
 from grpo.model import load_model, load_tokenizer, skeleton
 from grpo.optim import Optimizer
+from grpo.probe import Probe, probe
 from tests.conftest import ARCHITECTURES, SHARED_DATA, tiny_config
-from tests.runs import grpo, small_run_config, small_run_file
+from tests.runs import FIELDS, grpo, small_run_config, small_run_file
 
 UNIFORM = {"curriculum": {"kind": "uniform", "max_refill_waves": 2}, "sft": None}
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -272,3 +274,83 @@ def test_the_shipped_gsm8k_config_splits_the_published_rows(capsys):
     assert numbers["problems held out"] == "1,319"
     assert numbers["problems of validation"] == "128"
     assert int(numbers["problems to practise"].replace(",", "")) > 7_300
+
+
+# --- the probe --------------------------------------------------------------------------------------------------------
+
+LARGER = {
+    "model.architecture": FIELDS["model"]["architecture"]
+    | {"hidden_size": 128, "intermediate_size": 2048, "max_position_embeddings": 512},
+    "sampling.max_completion_tokens": 512,
+    "curriculum": {"kind": "uniform"},
+    "sft": None,
+    "train.problems_per_step": 2,
+    "train.group_size": 2,
+}
+PEAK = re.compile(r"tokens_per_micro_batch = ([\d,]+) \(rollouts: \d+ of 512 tokens\): ([\d.]+) of")
+
+
+@pytest.mark.slow
+def test_a_probe_finds_the_size_between_one_that_fits_and_one_that_does_not(tmp_path):
+    config = small_run_config(tmp_path, **LARGER)
+    *sizes, last = probe(config, memory_gib=64.0)
+    found = {int(size.replace(",", "")): float(peak) for size, peak in (PEAK.search(line).groups() for line in sizes)}
+    assert list(found) == [512, 1024, 2048]  # up to the 4 rollouts of a step
+    assert last == "largest that fits: train.tokens_per_micro_batch=2048 (the config's 256 fits)"
+    assert found[2048] > found[512] + 0.05
+    bound = (found[512] + found[2048]) / 2
+    *_, too_much, last = probe(config, memory_gib=bound)
+    assert too_much.endswith(f"more than {bound:.3f} GiB")
+    largest = int(re.search(r"tokens_per_micro_batch=(\d+)", last)[1])
+    assert found[largest] < bound < found[2 * largest]
+
+
+def test_a_bound_that_not_even_one_rollout_fits_into_is_an_error_with_remedies(tmp_path, capsys):
+    assert grpo("check", small_run_file(tmp_path), "--probe", "--memory-gib", "0.05") == OutOfMemoryError.exit_code
+    said = capsys.readouterr()
+    assert said.out == "train.tokens_per_micro_batch = 64 (rollouts: 1 of 64 tokens): more than 0.050 GiB\n"
+    assert "not even one rollout of 64 tokens fits into 0.050 GiB; set model.activation_checkpointing=true" in said.err
+
+
+@pytest.mark.parametrize(
+    ("own", "fits_up_to", "verdict"),
+    [
+        (256, 4096, "largest that fits: train.tokens_per_micro_batch=1024 (the config's 256 fits)"),
+        (2048, 4096, "largest that fits: train.tokens_per_micro_batch=1024 (the config's 2,048 is never filled)"),
+        (512, 300, "largest that fits: train.tokens_per_micro_batch=256 (the config's 512 was not seen to fit)"),
+    ],
+)
+def test_a_probe_doubles_the_rollouts_up_to_those_of_a_step(tmp_path, monkeypatch, own, fits_up_to, verdict):
+    tried = []
+
+    def measured(config: object, file: Path, *, tokens: int, longest: int, bound: int) -> Probe:
+        tried.append(tokens)
+        return Probe(tokens=tokens, peak_bytes=tokens if tokens <= fits_up_to else None, bound_bytes=bound)
+
+    monkeypatch.setattr("grpo.probe._tried", measured)
+    changes = {"curriculum": {"kind": "uniform"}, "sft": None, "train.tokens_per_micro_batch": own}
+    *_, last = probe(small_run_config(tmp_path, **changes), memory_gib=1.0)
+    assert tried == [64, 128, 256, 512, 1024][: 5 if fits_up_to == 4096 else 4]  # 16 rollouts of 64 tokens
+    assert last == verdict
+
+
+def test_what_is_wrong_with_a_model_is_told_by_a_probe_as_by_a_run(tmp_path, capsys):
+    file = small_run_file(tmp_path, **{"model.dtype": "float16"})
+    assert grpo("check", file, "--probe", "--memory-gib", "64") == ConfigError.exit_code
+    assert "model.dtype = 'float16' on the CPU" in capsys.readouterr().err
+
+
+def test_a_probe_without_a_bound_may_take_what_the_machine_has_left(tmp_path, monkeypatch):
+    (tmp_path / "meminfo").write_text("MemTotal:  9000000 kB\nMemAvailable:  3145728 kB\n")
+    monkeypatch.setattr("grpo.probe.MEMORY_FILE", tmp_path / "meminfo")
+    monkeypatch.setattr("grpo.probe._tried", lambda *_, tokens, longest, bound: Probe(tokens, None, bound))
+    with pytest.raises(OutOfMemoryError, match="not even one rollout of 64 tokens fits into 3.000 GiB"):
+        list(probe(small_run_config(tmp_path), memory_gib=None))
+    (tmp_path / "meminfo").unlink()
+    with pytest.raises(ConfigError, match="set --memory-gib"):
+        list(probe(small_run_config(tmp_path), memory_gib=None))
+
+
+def test_a_bound_without_a_probe_is_refused(tmp_path, capsys):
+    assert grpo("check", small_run_file(tmp_path), "--memory-gib", "4") == ConfigError.exit_code
+    assert "--memory-gib 4: bounds a probe; add --probe, or leave it out" in capsys.readouterr().err

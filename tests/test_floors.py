@@ -15,9 +15,10 @@ ROOT = Path(__file__).resolve().parents[1]
 # From the top. A module imports modules of lower floors, and those to its right on its own floor.
 FLOORS = (
     ("cli", "wiring"),
-    ("check", "scoring", "recipe", "trainer", "update", "sft", "profiling", "evaluation"),
+    ("probe", "check", "scoring", "replay", "recipe", "trainer", "update", "sft", "profiling", "evaluation"),
     ("rollout", "sampling", "tracking"),
-    ("policy", "batch", "optim", "checkpoint", "folder", "practice", "data", "chat", "model", "steering", "tasks"),
+    ("export", "distributed", "policy", "batch", "optim", "checkpoint", "folder", "practice", "data", "chat", "model")
+    + ("steering", "tasks", "watchdog", "heartbeat", "guards"),
     ("advantages", "losses", "logprobs"),
     ("types", "config", "seeds", "errors"),
 )
@@ -25,7 +26,7 @@ WITHOUT_TORCH = ("types", "config", "seeds", "errors", "folder", "practice", "sc
 
 # A package of some weight or risk, and the one file that may import it, inside a function.
 QUARANTINE = {
-    "deepspeed": "grpo/distributed.py",
+    "deepspeed": "grpo/distributed/zero.py",
     "trl": "grpo/sft.py",
     "peft": "grpo/model.py",
     "vllm": "grpo/sampling/vllm.py",
