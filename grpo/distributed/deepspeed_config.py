@@ -199,9 +199,8 @@ def _contradictions(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> Itera
             parent = next((f for f in fixed if name.startswith(f + ".") and fixed[f][0] is None), None)
             if parent is not None:
                 yield f"{name} = {_text(value)}, but {parent} must be left out: {fixed[parent][1]}; drop it"
-            elif name.startswith(("optimizer.params.", "fp16.")) and not name.endswith("torch_adam"):
-                section = name.rpartition(".")[0]
-                yield f"{name} = {_text(value)}, but the run's {section} has no such field ({_source(name)}); drop it"
+            elif name.startswith("optimizer.params.") and not name.endswith(".torch_adam"):
+                yield f"{name} = {_text(value)}, but the run's optimizer has no such field ({_source(name)}); drop it"
 
 
 def _source(name: str) -> str:

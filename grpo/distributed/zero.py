@@ -111,6 +111,9 @@ class Zero:
         self._in_update = False
         # Every kind of optimizer of DeepSpeed's steps nothing where the norm is not finite, and then calls it inf.
         norm = float(self._engine.get_global_grad_norm())
+        if not math.isfinite(norm) and self._stage < 3 and self._config.distributed.offload_optimizer:
+            # DeepSpeed 0.19 keeps the sums of a skipped update here, and adds the next one's to them.
+            self._engine.optimizer.averaged_gradients.clear()
         if self._loss_scale is not None:
             self.lowered_scale = self._loss_scale.adjust(finite=math.isfinite(norm))
         return norm
@@ -139,6 +142,8 @@ class Zero:
             for of_shard in self._adamw.state.values():
                 for moment in of_shard.values():
                     moment.zero_()
+        if self._loss_scale is not None:
+            self._loss_scale = LossScale()
 
     def state_dict(self) -> dict[str, Any]:
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
@@ -185,7 +190,7 @@ class Zero:
         if self._made is None:
             self._made = self._initialized()
             if self._stage < 3:
-                # DeepSpeed finds the moments of a weight by what there is at AdamW's first step: the first group's only.
+                # DeepSpeed looks for moments at the step of the first group, before those of the second are made.
                 self._make_moments()
         return self._made
 

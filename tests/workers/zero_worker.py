@@ -60,6 +60,7 @@ def config_of(case: Mapping[str, Any], *, strategy: str) -> RunConfig:
                 "dtype": case.get("dtype", "float32"),
                 "initial_embedding_std": 1.0,
                 "activation_checkpointing": case.get("checkpointing", False),
+                "float32_head": case.get("float32_head", False),
                 "lora": {"rank": 3} if case.get("lora") else None,
             },
             "data": {"train": {"path": "task:list_machine"}},
@@ -73,7 +74,11 @@ def config_of(case: Mapping[str, Any], *, strategy: str) -> RunConfig:
 
 
 def policy_of(config: RunConfig, *, seed: int = 0) -> Policy:
-    model = load_model(config.model, tokenizer=load_tokenizer(config.model), seed=seed, device=CPU)
+    # float16 is for GPUs, but what ZeRO makes of it can be seen here.
+    loaded = config.model.model_copy(update={"dtype": "float32"}) if config.model.dtype == "float16" else config.model
+    model = load_model(loaded, tokenizer=load_tokenizer(config.model), seed=seed, device=CPU)
+    if config.model.dtype == "float16":
+        model.half()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_B" in name:  # zero at first, and then the gradient of lora_A too
@@ -159,6 +164,8 @@ def updates(world: World, case: Mapping[str, Any]) -> dict[str, Any]:
     plain_config = config_of(case, strategy="ddp")
     plain = Replicated(policy_of(plain_config), World.alone(), plain_config.optim)
     found: dict[str, Any] = {"gradient_gaps": [], "norm_gaps": [], "norms": [], "weight_gaps": []}
+    if config.model.dtype == "float16":
+        begin_in_float16(zero, plain)
     ours = run(zero, rank=world.rank, num_ranks=world.size)
     theirs = run(plain, rank=0, num_ranks=1)
     for own, one_rank in zip(ours, theirs, strict=True):
@@ -173,9 +180,13 @@ def updates(world: World, case: Mapping[str, Any]) -> dict[str, Any]:
     update = batches(5, seed=7, rank=world.rank, num_ranks=world.size)
     accumulate(zero, update, factor=float("nan") if world.rank == 1 else 1.0)
     found["skipped_norm_is_finite"] = bool(torch.tensor(zero.update(rate=RATE)).isfinite())
+    found["scale_after_skipping"] = zero.metrics().get("optim/loss_scale")
+    found["lowered_scale"] = zero.lowered_scale
     found["skipping_changed_nothing"] = same(world.broadcast(zero.weights()), weights) and same(
-        world.broadcast(zero.state_dict()), state
+        world.broadcast(zero.state_dict()) | {"loss_scale": state.get("loss_scale")}, {"loss_scale": None} | state
     )
+    if config.model.dtype == "float16":
+        state = world.broadcast(zero.state_dict())
     # A second engine that is loaded goes on bit for bit as the first.
     # The base beneath adapters is no part of a checkpoint: it comes with the model.
     seed = 0 if case.get("lora") else 1
@@ -212,13 +223,21 @@ def updates(world: World, case: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+def begin_in_float16(zero: Zero, plain: Replicated) -> None:
+    """Let DeepSpeed have float16 on a CPU, and begin with a scale that this model's gradients allow."""
+    from deepspeed.accelerator import get_accelerator
+
+    vars(get_accelerator())["is_fp16_supported"] = lambda: True
+    for scale in (zero._loss_scale, plain._optimizer._loss_scale):
+        assert scale is not None
+        scale.value = 1024.0
+
+
 def completions(policy: Policy, requests: Sequence[Request]) -> list[Completion]:
     config = SamplingConfig(max_completion_tokens=12, max_rows=8)
-    sampler = NativeSampler(policy, config, end_token_ids=(0,), tokenizer=load_tokenizer(_MODEL))
+    tokenizer = load_tokenizer(config_of({}, strategy="ddp").model)
+    sampler = NativeSampler(policy, config, end_token_ids=(0,), tokenizer=tokenizer)
     return sorted(sampler.sample(requests), key=lambda c: (c.request, c.index))
-
-
-_MODEL = config_of({}, strategy="ddp").model
 
 
 def sampling(world: World, case: Mapping[str, Any]) -> dict[str, Any]:
@@ -232,8 +251,8 @@ def sampling(world: World, case: Mapping[str, Any]) -> dict[str, Any]:
         Request(prompt_ids=tuple(range(3, 5 + n)), keys=tuple(range(n, 2 * n + 2)), temperature=1.0)
         for n in range(3 if world.rank else 1)
     ]
-    found: dict[str, Any] = {"describe": zero.describe(), "same": [], "gaps": [], "moved": []}
-    before: list[Completion] = []
+    found: dict[str, Any] = {"describe": zero.describe(), "same": [], "gaps": []}
+    tokens: list[list[tuple[int, ...]]] = []
     seen = set()
     for steering in (None, None, Steering(vectors={1: torch.ones(32)}, coefficient=0.5)):
         policy.steer(steering)
@@ -250,22 +269,20 @@ def sampling(world: World, case: Mapping[str, Any]) -> dict[str, Any]:
             if found["same"][-1]
             else None
         )
-        found["moved"].append([c.token_ids for c in own] != [c.token_ids for c in before])
-        before = own
+        tokens.append([c.token_ids for c in own])
         for strategy, rank, size in ((zero, world.rank, world.size), (plain, 0, 1)):
             for _ in run(strategy, rank=rank, num_ranks=size, numbers=(5,)):
                 pass
+    found["steering_changes_tokens"] = tokens[2] != tokens[1]
     found["objects"] = len(seen)
     found["weights_held_between"] = sum(p.numel() for p in sampled.parameters())
-    if case["strategy"] == "zero3":
-        with zero.sampling_policy() as sampled:
-            if world.rank == 1:  # the other ones are done at once
-                completions(sampled, requests)
-            elif case["distributed"]["zero3_sampling"] == "gather":
-                completions(sampled, requests)
-    return {
-        name: (world.gather(value) if name in ("same", "gaps", "moved") else value) for name, value in found.items()
-    }
+    with zero.sampling_policy() as sampled:
+        if world.rank == 1:  # the others are done at once
+            completions(sampled, requests)
+    return {name: (world.gather(value) if name in OF_EACH_RANK else value) for name, value in found.items()}
+
+
+OF_EACH_RANK = ("same", "gaps", "steering_changes_tokens")
 
 
 def plain_policy_steered(plain: Replicated, steering: Steering | None) -> None:
