@@ -344,7 +344,7 @@ def test_a_probe_without_a_bound_may_take_what_the_machine_has_left(tmp_path, mo
     (tmp_path / "meminfo").write_text("MemTotal:  9000000 kB\nMemAvailable:  3145728 kB\n")
     monkeypatch.setattr("grpo.probe.MEMORY_FILE", tmp_path / "meminfo")
     monkeypatch.setattr("grpo.probe._tried", lambda *_, tokens, longest, bound: Probe(tokens, None, bound))
-    with pytest.raises(OutOfMemoryError, match="not even one rollout of 64 tokens fits into 3.000 GiB"):
+    with pytest.raises(OutOfMemoryError, match=r"not even one rollout of 64 tokens fits into 3\.000 GiB"):
         list(probe(small_run_config(tmp_path), memory_gib=None))
     (tmp_path / "meminfo").unlink()
     with pytest.raises(ConfigError, match="set --memory-gib"):
