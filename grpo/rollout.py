@@ -115,7 +115,7 @@ class Rollouts:
 
         Verifier failures are in the groups as rewards without a value; they are the caller's to judge. Raises GaveUp
         on every rank where the sampler did on one."""
-        self._world.progress(f"sampling ({phase})", step=step)
+        self._world.progress(f"sampling ({phase})")
         with self._strategy.sampling_policy() as policy:
             if self._weights_are_new:
                 self._sampler.load_weights(policy)
@@ -196,7 +196,7 @@ class Rollouts:
         rewards = []
         for _, _, verdict in members:
             rewards.append(verdict.result())
-            self._world.progress("rewards")
+            self._world.progress()
         return tuple(rollout for rollout, _, _ in members), tuple(text for _, text, _ in members), tuple(rewards)
 
     def _group(

@@ -137,6 +137,7 @@ class Trainer:
         """One turn of the loop."""
         parts, progress, stats = self._parts, self._progress, StepStats()
         started = time.perf_counter()
+        parts.world.progress("step", step=progress.step + 1)
         self._step_start = self._state()
         temperature = parts.temperature.value(progress.step)
         stage = parts.curriculum.stage

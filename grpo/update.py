@@ -22,8 +22,6 @@ from grpo.tracking.metrics import loss_metrics, sampler_metrics
 from grpo.types import Group, StepStats
 from rewards import soft_overlong_penalty
 
-PHASE = "update"
-
 
 class Updater:
     """Makes updates of groups that teach something, and decides nothing that the config does not."""
@@ -98,6 +96,7 @@ class Updater:
     def _train(self, trained: Sequence[list[TrainedRollout]], *, step: int, own: StepStats, stats: StepStats) -> None:
         """One or several optimizer updates on the step's groups."""
         config, world = self._config, self._world
+        world.progress("update")
         parts = minibatches(trained, number=config.train.minibatches_per_step)
         updates = [
             micro_batches(
@@ -121,7 +120,7 @@ class Updater:
                     old[number][place] = self._backward(
                         batch, old[number][place], before_step=before_step, last=place + 1 == len(update), own=own
                     )
-                    world.progress(PHASE, step=step + 1)
+                    world.progress()
                 self._apply(parts[number], step=step, stats=stats)
 
     def _old_logprobs(
@@ -138,7 +137,7 @@ class Updater:
         """The policy's log-probs [A] before the step's first update."""
         logprobs, _ = self._strategy.forward(batch)
         sampler_metrics(own, policy_logprobs=logprobs, sampler_logprobs=batch.sampler_logprobs)
-        self._world.progress(PHASE)
+        self._world.progress()
         return logprobs
 
     def _backward(

@@ -153,7 +153,7 @@ def _parts(
     strategy = _strategy(policy, world, config)
 
     def on_progress() -> None:
-        world.progress("sampling")
+        world.progress()
         if must_stop():
             raise GaveUp
 

@@ -6,7 +6,7 @@ Python objects always through gloo."""
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -20,6 +20,10 @@ from grpo.watchdog import Watchdog
 T = TypeVar("T")
 BUCKET_ELEMENTS = 2**25
 """Of one message of a sum: large enough to fill a link, small beside the gradient."""
+COLLECTIVE_TIMEOUT = timedelta(days=7)
+"""Never reached: ranks may wait long for one that works, and what hangs is ended by the watchdog, with its name."""
+JOIN_SECONDS = 60.0
+"""At least, for every rank to come: imports take longer on one machine than on another."""
 LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -33,6 +37,7 @@ class World:
         self.rank, self.size, self.device = rank, size, device
         self.watchdog = watchdog
         self._objects = objects
+        self._phase = "start"
 
     @classmethod
     def alone(cls, device: torch.device | None = None) -> "World":
@@ -44,17 +49,21 @@ class World:
         """Whether this is the rank that writes files and speaks."""
         return self.rank == 0
 
-    def progress(self, phase: str, *, step: int | None = None) -> None:
-        """Tell the watchdog that something got done. Cheap: to be called for every token and micro-batch."""
+    def progress(self, phase: str = "", *, step: int | None = None) -> None:
+        """Tell the watchdog that something got done, in `phase` from here on or in the same phase as before.
+
+        Cheap: to be called for every token and micro-batch."""
+        self._phase = phase or self._phase
         if self.watchdog is not None:
-            self.watchdog.progress(phase, step=step)
+            self.watchdog.progress(self._phase, step=step)
 
     def gather(self, value: T) -> list[T]:
         """Every rank's value, by rank."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value, group=self._objects)
+        with self._waiting():
+            dist.all_gather_object(values, value, group=self._objects)
         return values
 
     def broadcast(self, value: T) -> T:
@@ -62,7 +71,8 @@ class World:
         if self.size == 1:
             return value
         values: list[Any] = [value]
-        dist.broadcast_object_list(values, src=0, group=self._objects)
+        with self._waiting():
+            dist.broadcast_object_list(values, src=0, group=self._objects)
         received: T = values[0]
         return received
 
@@ -75,8 +85,13 @@ class World:
         if self.size == 1:
             return number
         value = torch.tensor(number)
-        dist.all_reduce(value, op=dist.ReduceOp.MAX, group=self._objects)
+        with self._waiting():
+            dist.all_reduce(value, op=dist.ReduceOp.MAX, group=self._objects)
         return int(value)
+
+    def _waiting(self) -> AbstractContextManager[None]:
+        """Ranks that wait for one that still works are no sign of a hang."""
+        return nullcontext() if self.watchdog is None else self.watchdog.waiting()
 
     def next_turn(self, name: str) -> int:
         """How often any rank has asked for a turn of this name before: each number is given once, as ranks ask."""
@@ -93,11 +108,12 @@ class World:
             is_last = place + 1 == len(tensors)
             if is_last or sum(t.numel() for t in bucket) + tensors[place + 1].numel() > BUCKET_ELEMENTS:
                 flat = torch.cat([t.reshape(-1) for t in bucket])
-                dist.all_reduce(flat)
+                with self._waiting():
+                    dist.all_reduce(flat)
                 for t, summed in zip(bucket, flat.split([t.numel() for t in bucket]), strict=True):
                     t.copy_(summed.view_as(t))
                 bucket = []
-                self.progress("gradient sum")
+                self.progress()
 
 
 @contextmanager
@@ -117,7 +133,7 @@ def opened(device: str, *, watchdog_seconds: float) -> Iterator[World]:
             yield World(rank=0, size=1, device=own, watchdog=watchdog)
         return
     _join(own, seconds=watchdog_seconds, rank=rank, size=size)
-    objects = dist.new_group(backend="gloo") if own.type == "cuda" else None
+    objects = dist.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT) if own.type == "cuda" else None
     with Watchdog(rank=rank, size=size, seconds=watchdog_seconds) as watchdog:
         yield World(rank=rank, size=size, device=own, watchdog=watchdog, objects=objects)
     # Where something failed other ranks may be gone, and would be waited for.
@@ -131,8 +147,10 @@ def _join(device: torch.device, *, seconds: float, rank: int, size: int) -> None
             f"WORLD_SIZE = {size}, but the launcher did not set {', '.join(missing)}; start with torchrun or deepspeed"
         )
     try:
-        # Longer than the watchdog waits, whose word on what hangs says more than a collective's.
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(seconds=2 * seconds))
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo", timeout=timedelta(seconds=max(seconds, JOIN_SECONDS))
+        )
+        dist.distributed_c10d._set_pg_timeout(COLLECTIVE_TIMEOUT)
     except (RuntimeError, ValueError) as error:
         address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise StalledError(
