@@ -6,9 +6,9 @@ The product itself is measured: for each number of ranks `torchrun scripts/train
 seed, one thread a rank, and what it wrote to metrics.jsonl is read. The rate is too small to move a weight, so that
 every step of every run samples from one policy, and the runs take turns, so that what else the machine does meets them
 all alike. The reward is the function `judge` below and runs inside the trainer (reward.workers: 0): verifier processes
-would take cores that the ranks are to have. Tokens a second are all tokens sampled and trained on in the steps after the
-warm-up, over the time of these steps; starting, saving and writing metrics are outside of it. Where the runs did not do
-the same work, step by step, there is no number but an error."""
+would take cores that the ranks are to have. Tokens a second are all tokens sampled and trained on in the steps after
+the warm-up, over the time of these steps; starting, saving and writing metrics are outside of it. Where the runs did
+not do the same work, step by step, there is no number but an error."""
 
 import argparse
 import json
