@@ -340,7 +340,7 @@ class Watchdog:
     def _last_line(self, first: Failure) -> str:
         if first == self._own:
             return first.text
-        where = "" if first.rank == self._rank else f" (rank {self._rank} was in {self._where()})"
+        where = "" if f"rank {self._rank} " in first.text else f" (rank {self._rank} was in {self._where()})"
         return f"{first.text}{where}; {HOW_TO_GO_ON}"
 
     def _where(self) -> str:
