@@ -73,8 +73,6 @@ class ModelConfig(Section):
             raise ValueError(
                 "a model from architecture brings no tokenizer; set tokenizer to a hub id, a folder or task:NAME"
             )
-        if self.dtype == "float32":
-            self.refuse_unread("float32_head", because="dtype is float32", remedy="set dtype: bfloat16 or float16")
         if self.path is not None and self.initial_embedding_std is not None:
             raise ValueError(
                 "initial_embedding_std is for a model from architecture; model.path brings its own embeddings"
