@@ -289,7 +289,9 @@ class Zero:
             return torch.cuda.mem_get_info()[0] + cached - moments
         import psutil  # DeepSpeed needs it too
 
-        ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", self._world.size))
+        # The variables of torchrun and of deepspeed.
+        named = (os.environ.get(name) for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE"))
+        ranks_here = int(next((size for size in named if size is not None), self._world.size))
         return int(psutil.virtual_memory().available) // ranks_here - moments
 
     @contextmanager
