@@ -151,6 +151,8 @@ def _parts(
         f"{len(fitting['heldout'])} held out" + "".join(f"; {n} dropped: {why}" for why, n in sets.dropped.items())
     )
     strategy = _strategy(policy, world, config)
+    if world.size > 1:
+        console.say(strategy.describe())
 
     def on_progress() -> None:
         world.progress()

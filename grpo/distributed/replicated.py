@@ -29,6 +29,10 @@ class Replicated:
         self._made: Optimizer | None = None
         self._is_summed = False
 
+    def describe(self) -> str:
+        size = self._world.size
+        return f"ddp on {size} rank{'s' if size > 1 else ''}: the weights are whole on every rank"
+
     @contextmanager
     def sampling_policy(self) -> Iterator[Policy]:
         yield self._policy

@@ -16,6 +16,9 @@ from grpo.policy import Policy
 class Strategy(Protocol):
     """Every method is called by every rank, in the same order."""
 
+    def describe(self) -> str:
+        """How the policy lies on the ranks and how it is sampled from, for people to read."""
+
     def sampling_policy(self) -> AbstractContextManager[Policy]:
         """The policy as it stands, to sample from while the context lasts; always the same object."""
 
