@@ -14,9 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from grpo.config import RewardConfig, RunConfig, load, schema
+from grpo.config import DistributedConfig, RewardConfig, RunConfig, load, schema
 from grpo.errors import ConfigError, Interrupted, OutOfMemoryError, RunError
-from grpo.folder import PHASES, RESUME, named_disk_errors
+from grpo.folder import PHASES, RESUME, RunFolder, named_disk_errors
 
 RUN_COMMANDS = {
     "recipe": "the whole of it: cold start, profile, two-stage training, evaluation, report",
@@ -31,9 +31,9 @@ SAME_SIGNAL_SECONDS = 1.0
 EPILOG = """exit codes:
   0 success                  5 the cold start missed its gate      9 disk full or not writable
   1 a bug of ours            6 too many verifier failures         10 no usable checkpoint
-  2 config or command line   7 too many non-finite updates       130 interrupted, saved
-  3 data                     8 out of memory              75 a rank hung or died: try --resume
-  4 run folder in use, or it holds another run
+  2 config or command line   7 too many non-finite updates        11 a replayed rollout differs
+  3 data                     8 out of memory                      75 a rank hung or died: try --resume
+  4 run folder in use, or it holds another run                   130 interrupted, saved
 
 examples:
   grpo recipe configs/quickstart.yaml
@@ -43,6 +43,7 @@ examples:
   grpo check configs/gsm8k_qwen3_0.6b.yaml --ranks 8
   grpo check configs/gsm8k_qwen3_0.6b.yaml --probe
   grpo export runs/gsm8k_qwen3_0.6b --checkpoint best --output exported
+  grpo replay runs/gsm8k_qwen3_0.6b 120 3fa2 0
   grpo score math_answer completions.jsonl
 """
 
@@ -129,6 +130,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     form.add_argument(
         "--adapter", action="store_const", const="adapter", dest="form", help="write adapters alone, for peft"
+    )
+    replay = commands.add_parser(
+        "replay", help="draw a rollout of a run again, and show where it differs from the recorded one"
+    )
+    replay.add_argument("run", type=Path, help="a run's folder, such as runs/quickstart; nothing is written there")
+    replay.add_argument("step", type=int, help="as in rollouts/step_N.jsonl, from 1")
+    replay.add_argument("problem", help="a problem_id of that step, or enough of its beginning")
+    replay.add_argument("index", type=int, help="the attempt of the rollout, from 0")
+    replay.add_argument(
+        "overrides", nargs="*", metavar="section.key=value", help="fields that a resume may change, such as run.threads"
     )
     report = commands.add_parser("report", help="write one self-contained HTML file about a run")
     report.add_argument("run", type=Path, help="a run's folder, such as runs/quickstart")
@@ -256,6 +267,35 @@ def _export(arguments: argparse.Namespace) -> None:
     print(f"{source} is in {arguments.output}")
 
 
+def _replay(arguments: argparse.Namespace) -> None:
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise ConfigError("replay is for one process, whatever the number of ranks of the run; start it by itself")
+    folder = RunFolder(arguments.run)
+    # What a rank computes is the same under every strategy, up to rounding.
+    config = folder.read_config(arguments.overrides).model_copy(update={"distributed": DistributedConfig()})
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    from grpo.distributed import world as ranks
+    from grpo.replay import find, lines, replay
+    from grpo.tracking.console import Console
+    from grpo.wiring import looked_at
+
+    asked = find(folder, step=arguments.step, problem=arguments.problem, attempt=arguments.index, say=say)
+    console = Console(num_steps=config.train.steps)
+    console.be_quiet()
+    with (
+        _named_memory_errors(config, then="Then replay with it behind INDEX"),
+        ranks.opened(config.run.device, watchdog_seconds=config.watchdog.seconds) as world,
+        looked_at(config, folder.path, world=world, console=console) as run,
+    ):
+        replayed = replay(run, asked, say=say)
+    for line in lines(replayed):
+        print(line)
+    replayed.check()
+
+
 def _score(arguments: argparse.Namespace) -> None:
     from grpo.scoring import score_file
 
@@ -274,6 +314,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     **dict.fromkeys(RUN_COMMANDS, _run_phases),
     "check": _check,
     "export": _export,
+    "replay": _replay,
     "report": _report,
     "score": _score,
 }
@@ -328,7 +369,7 @@ def _stop_on_signals() -> Iterator[_Stop]:
 
 
 @contextmanager
-def _named_memory_errors(config: RunConfig) -> Iterator[None]:
+def _named_memory_errors(config: RunConfig, *, then: str = "Then add --resume") -> Iterator[None]:
     """Give running out of memory its name and the numbers to lower; torch has many ways of saying it."""
     import torch
 
@@ -342,7 +383,7 @@ def _named_memory_errors(config: RunConfig) -> Iterator[None]:
             f"out of memory ({str(error)[:200] or type(error).__name__}). While sampling, lower sampling.max_rows "
             f"({config.sampling.max_rows}); while training, lower train.tokens_per_micro_batch "
             f"({config.train.tokens_per_micro_batch}) or set model.activation_checkpointing=true; in the cold start, "
-            "lower sft.micro_batch_size. Then add --resume"
+            f"lower sft.micro_batch_size. {then}"
         ) from error
 
 

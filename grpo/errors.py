@@ -64,6 +64,12 @@ class CheckpointError(RunError):
     exit_code = 10
 
 
+class ReplayError(RunError):
+    """A rollout that was drawn again is not the one that the run recorded; what differs was printed."""
+
+    exit_code = 11
+
+
 class StalledError(RunError):
     """A phase made no progress, or a rank of the run is gone or silent: every rank ends with the first cause."""
 
