@@ -673,8 +673,8 @@ def test_a_model_with_local_attention_is_refused_before_a_folder_is_made(refused
 
 
 def test_a_model_that_is_decoded_wrongly_is_refused_before_a_folder_is_made(refused, monkeypatch):
-    logits = native._Rows.logits
-    monkeypatch.setattr(native._Rows, "logits", lambda rows: logits(rows).roll(1, dims=-1))
+    logits = native.Rows.logits
+    monkeypatch.setattr(native.Rows, "logits", lambda rows: logits(rows).roll(1, dims=-1))
     assert "model: LlamaForCausalLM is decoded wrongly by the native sampler (logits off by " in refused(2)
 
 

@@ -12,12 +12,13 @@ from grpo.batch import TrainedRollout, micro_batches
 from grpo.config import SamplingConfig
 from grpo.model import base_of, load_tokenizer
 from grpo.policy import Policy
-from grpo.sampling import native
+from grpo.sampling import rows
 from grpo.sampling.cache import SlotCache
 from grpo.sampling.native import NativeSampler
 from grpo.sampling.noise import gumbel, signed
 from grpo.sampling.protocol import Completion, Request
 from grpo.sampling.restrict import kept_tokens
+from grpo.sampling.rows import WIDTH_STEP_TOKENS
 from grpo.seeds import key
 from grpo.steering import Steering
 from grpo.tasks.list_machine import tokenizer
@@ -288,7 +289,7 @@ def test_a_completion_ends_at_the_first_token_with_which_its_text_holds_the_stop
         wanted = torch.tensor(script)[positions.clamp(max=len(script) - 1)]
         return 1e6 * torch.nn.functional.one_hot(wanted, vocabulary)
 
-    monkeypatch.setattr(native, "gumbel", scripted)
+    monkeypatch.setattr(rows, "gumbel", scripted)
     (completion,) = sampler.sample([Request((3,), (1,), 1.0)])
     shortest = next(n for n in range(1, len(script) + 1) if stop in text.decode(script[:n]))
     assert completion.token_ids == tuple(script[:shortest])
@@ -470,7 +471,7 @@ def test_each_prompt_is_prefilled_once_even_where_a_group_is_cut_by_the_rows(max
     assert sum(prefilled) == 3
 
 
-@pytest.mark.parametrize("prefill_tokens", [1, 20, 50, 10_000])
+@pytest.mark.parametrize("prefill_tokens", [1, 20, 60, 10_000])
 def test_a_prefill_holds_no_more_tokens_than_asked_for_unless_one_prompt_is_longer(prefill_tokens, monkeypatch):
     policy = tiny_policy("llama")
     sampler = sampler_of(policy, max_rows=64, prefill_tokens=prefill_tokens)
@@ -487,8 +488,10 @@ def test_a_prefill_holds_no_more_tokens_than_asked_for_unless_one_prompt_is_long
     list(sampler.sample(requests))
     assert sum(rows for rows, _ in shapes) == 12
     assert all(rows == 1 or rows * length <= prefill_tokens for rows, length in shapes)
-    assert (len(shapes) == 1) == (prefill_tokens == 10_000)
-    assert (len(shapes) == 12) == (prefill_tokens == 1)
+    padded = {16 if len(request.prompt_ids) <= 17 else 24 for request in requests}
+    assert {length for _, length in shapes} == padded
+    assert (len(shapes) == len(padded)) == (prefill_tokens == 10_000)
+    assert (len(shapes) == 12) == (prefill_tokens <= 20)
 
 
 def test_attention_looks_no_further_than_the_longest_row_however_many_have_gone_through(monkeypatch):
@@ -504,4 +507,5 @@ def test_attention_looks_no_further_than_the_longest_row_however_many_have_gone_
     requests = requests_of(20, rollouts=8)
     list(sampler_of(policy, max_rows=8).sample(requests))
     longest = max(len(request.prompt_ids) for request in requests)
-    assert max(widths) <= longest + 24
+    assert max(widths) < longest + 24 + WIDTH_STEP_TOKENS
+    assert len(set(widths)) > 1

@@ -1,6 +1,6 @@
 """What every sampling engine offers the rest of the trainer: sample, load weights, steer."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -20,7 +20,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What was drawn for `requests[request].keys[index]`, the end token included."""
+    """What was drawn for `keys[index]` of the request that came in place `request`, the end token included."""
 
     request: int
     index: int
@@ -39,5 +39,8 @@ class Sampler(Protocol):
     def steer(self, steering: Steering | None) -> None:
         """Draw with this steering, or none, from the next `sample` on."""
 
-    def sample(self, requests: Sequence[Request]) -> Iterator[Completion]:
-        """Yield every completion once, as it finishes, in an order that the requests alone decide."""
+    def sample(self, requests: Iterable[Request]) -> Iterator[Completion]:
+        """Yield every completion once, as it finishes, in an order that the requests alone decide.
+
+        What is no sequence is asked for its next request while others are being drawn. The caller may stop at any
+        completion: what was begun is dropped."""

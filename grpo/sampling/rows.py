@@ -1,0 +1,259 @@
+"""The decode batch: rows that completions enter and leave, and the prefills that they come from.
+
+Token ids and log-probs of a rollout do not depend, bit for bit, on what is decoded beside it, wherever a matrix product
+rounds its rows alike in all the shapes that occur here: on CPUs with one thread. `grpo.sampling.invariance` asks
+the device. What it takes, as measured on x86 CPUs in float32 and bfloat16:
+- eight rows of a matrix product at least: fewer take other code paths;
+- attention over a multiple of WIDTH_STEP_TOKENS positions: masked ones add exact zeros, but what is left over of a
+  vector register is added in another order, and very small products take other code paths;
+- a prefill padded by the prompt's own length: unlike the number of prompts, the padded length is one that products are
+  cut up by."""
+
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from grpo.config import SamplingConfig
+from grpo.logprobs import tempered
+from grpo.model import base_of, max_positions
+from grpo.policy import Policy
+from grpo.sampling.cache import SlotCache
+from grpo.sampling.noise import gumbel, signed
+from grpo.sampling.protocol import Completion, Request
+from grpo.sampling.restrict import kept_tokens
+from grpo.types import KeptSets, StopReason
+
+MIN_ROWS = 8
+WIDTH_STEP_TOKENS = 32
+CAPACITY_STEP_TOKENS = 128
+SHORTEST_PREFILL_TOKENS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Prefix:
+    """A request's prompt, prefilled: row `source` of a cache of several."""
+
+    request: int
+    cache: DynamicCache
+    source: int
+
+
+class Rows:
+    """The decode batch: per row where it is, what it has drawn, and whose it is. Tensors are [R]."""
+
+    def __init__(self, num_rows: int, *, config: SamplingConfig, policy: Policy) -> None:
+        """`num_rows` free rows, MIN_ROWS at least."""
+        self._policy, self._config = policy, config
+        device = policy.device
+        self.active = torch.zeros(num_rows, dtype=torch.bool, device=device)
+        self.num_drawn = torch.zeros(num_rows, dtype=torch.long, device=device)
+        self._length = torch.zeros(num_rows, dtype=torch.long, device=device)  # tokens in the cache
+        self._next_input = torch.zeros(num_rows, dtype=torch.long, device=device)
+        self._keys = torch.zeros(num_rows, dtype=torch.long, device=device)
+        self._temperature = torch.ones(num_rows, device=device)
+        self._drawn = torch.zeros(num_rows, config.max_completion_tokens, dtype=torch.long, device=device)
+        self._logprobs = torch.zeros(num_rows, config.max_completion_tokens, device=device)
+        self._kept: list[list[array[int]]] = [[] for _ in range(num_rows)]
+        self._owner: list[tuple[int, int] | None] = [None] * num_rows  # request and index
+        self.num_active = 0
+        self._longest = 0  # row, in tokens, known without asking the device
+        self._cache: SlotCache | None = None
+        model_config = base_of(policy.model).config.get_text_config()
+        self._eager = model_config._attn_implementation == "eager"
+        self._window: int | None = getattr(model_config, "sliding_window", None)
+        self._layer_types = set(getattr(model_config, "layer_types", None) or [])
+        self._context_tokens = max_positions(policy.model)
+
+    @property
+    def num_free(self) -> int:
+        """Rows without one."""
+        return len(self._owner) - self.num_active
+
+    def token_ids(self, row: int) -> list[int]:
+        """What `row` has drawn."""
+        return list(self._drawn[row, : int(self.num_drawn[row])].tolist())
+
+    def prefill(self, prefixes: Sequence[Sequence[int]]) -> DynamicCache:
+        """Keys and values of prompts without their last token, in one forward, padded on the right.
+
+        All of one `padded_tokens`: a prompt is computed in the same length, whichever others there are."""
+        (padded,) = {self.padded_tokens(len(prefix)) for prefix in prefixes}
+        ids = torch.zeros(len(prefixes), padded, dtype=torch.long)  # [P, T]
+        for row, prefix in enumerate(prefixes):
+            ids[row, : len(prefix)] = torch.tensor(prefix, dtype=torch.long)
+        # Without a config the cache keeps every position of sliding layers too; short rows need what padding displaced.
+        cache = DynamicCache()
+        self._policy.hidden(ids.to(self._policy.device), cache=cache)
+        return cache
+
+    def padded_tokens(self, length: int) -> int:
+        """Of a prefill of `length` tokens: 16, 24, 32, 48, 64, 96 and so on, within the model's context."""
+        power = SHORTEST_PREFILL_TOKENS
+        while power < length:
+            power *= 2
+        padded = power * 3 // 4 if power > SHORTEST_PREFILL_TOKENS and length <= power * 3 // 4 else power
+        return padded if self._context_tokens is None else max(length, min(padded, self._context_tokens))
+
+    def prefill_batches(
+        self, prompts: Sequence[int], requests: Sequence[Request], *, budget_tokens: int
+    ) -> Iterator[list[int]]:
+        """Split `prompts`, places in `requests`, into prefills of one padded length, longest first.
+
+        A prefill has at most `budget_tokens`, padding included; a longer prompt goes alone."""
+        by_length: dict[int, list[int]] = {}
+        for request in prompts:
+            by_length.setdefault(self.padded_tokens(len(requests[request].prompt_ids) - 1), []).append(request)
+        for padded, alike in sorted(by_length.items(), reverse=True):
+            size = max(1, budget_tokens // padded)
+            yield from (alike[start : start + size] for start in range(0, len(alike), size))
+
+    def enter(self, indices: Sequence[int], wanted: Request, *, prefix: Prefix) -> None:
+        """Put rollouts `indices` of the prefix's request, `wanted`, into free rows."""
+        length = len(wanted.prompt_ids) - 1
+        free = [row for row, owner in enumerate(self._owner) if owner is None][: len(indices)]
+        self._longest = max(self._longest, length)
+        if self._cache is None:
+            capacity = _stepped(self._longest + min(self._config.max_completion_tokens, CAPACITY_STEP_TOKENS) + 1)
+            self._cache = SlotCache(prefix.cache, num_rows=len(self._owner), capacity_tokens=capacity)
+        self._make_room(self._longest + 1)
+        self._cache.enter(free, prefix.cache, source=prefix.source, length=length)
+        rows = torch.tensor(free, device=self.active.device)
+        self.active[rows] = True
+        self.num_drawn[rows] = 0
+        self._length[rows] = length
+        self._next_input[rows] = wanted.prompt_ids[-1]
+        self._keys[rows] = torch.tensor([signed(wanted.keys[i]) for i in indices], device=rows.device)
+        self._temperature[rows] = wanted.temperature
+        for row, index in zip(free, indices, strict=True):
+            self._owner[row] = (prefix.request, index)
+            self._kept[row] = []
+        self.num_active += len(free)
+
+    def logits(self) -> Tensor:
+        """Read each row's next input into the cache; returns the logits of what follows it, [R, V]."""
+        assert self._cache is not None
+        self._longest += 1
+        self._make_room(self._longest)
+        width = _stepped(self._longest)  # W
+        self._cache.write_at(self._length, width=width)
+        hidden = self._policy.hidden(
+            self._next_input.unsqueeze(1),
+            position_ids=self._length.unsqueeze(1),
+            attention_mask=self._attention_mask(width),
+            cache=self._cache,
+            steer_at=self.active.unsqueeze(1),
+        )[:, 0]  # [R, D]
+        return self._policy.head(hidden)
+
+    def draw(self, logits: Tensor) -> Tensor:
+        """Draw one token for every active row from `logits` [R, V]; returns the tokens [R] (any in free rows)."""
+        logits = tempered(logits, temperature=self._temperature)  # [R, V]
+        config = self._config
+        kept = kept_tokens(logits, top_k=config.top_k, top_p=config.top_p, min_p=config.min_p)
+        if kept is not None:
+            logits = logits.masked_fill(~kept, -torch.inf)
+            self._note_kept(kept)
+        tokens = (logits + gumbel(self._keys, self.num_drawn, vocabulary=logits.shape[-1])).argmax(dim=-1)  # [R]
+        chosen = logits.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(dim=-1)  # [R]
+        at = self.num_drawn.clamp(max=config.max_completion_tokens - 1).unsqueeze(1)
+        self._drawn.scatter_(1, at, tokens.unsqueeze(1))
+        self._logprobs.scatter_(1, at, chosen.unsqueeze(1))
+        # Free rows stay where they are, or they would outgrow their slots.
+        self.num_drawn += self.active
+        self._length += self.active
+        self._next_input = tokens
+        return tokens
+
+    def leave(self, row: int, stop_reason: StopReason) -> Completion:
+        """Take the finished rollout out of `row` and free it."""
+        owner = self._owner[row]
+        assert owner is not None
+        count = int(self.num_drawn[row])
+        completion = Completion(
+            request=owner[0],
+            index=owner[1],
+            token_ids=tuple(self._drawn[row, :count].tolist()),
+            logprobs=tuple(self._logprobs[row, :count].tolist()),
+            kept=KeptSets.of(self._kept[row]) if self._kept[row] else None,
+            stop_reason=stop_reason,
+        )
+        self._owner[row] = None
+        self.num_active -= 1
+        self.active[row] = False
+        self._length[row] = 0
+        return completion
+
+    def narrow(self) -> None:
+        """Forget the length of rows that have left: attention looks at no more than the longest row has."""
+        self._longest = int(self._length.max())
+
+    def widen(self, num_rows: int) -> None:
+        """Have `num_rows` rows at least."""
+        missing = num_rows - len(self._owner)
+        if missing > 0:
+            self._take(range(len(self._owner)), num_free=missing)
+
+    def pack(self) -> None:
+        """Drop free rows once they are a quarter of all, so that the last rollouts do not drag an empty batch along."""
+        target = max(MIN_ROWS, self.num_active)
+        if not self.num_active or target > 0.75 * len(self._owner):
+            return
+        taken = [row for row, owner in enumerate(self._owner) if owner is not None]
+        self._take(taken, num_free=target - len(taken))
+        self.narrow()
+
+    def _take(self, kept: Sequence[int], *, num_free: int) -> None:
+        """Go on with the rows `kept`, in that order, and `num_free` free ones after them."""
+        # A free row holds a copy of another one, which is never looked at.
+        rows = torch.tensor([*kept, *[0] * num_free], device=self.active.device)
+        if self._cache is not None:
+            self._cache.select(rows)
+        for name in ("active", "num_drawn", "_length", "_next_input", "_keys", "_temperature", "_drawn", "_logprobs"):
+            setattr(self, name, getattr(self, name)[rows])
+        self.active[len(kept) :] = False
+        self._length[len(kept) :] = 0
+        self._owner = [*(self._owner[row] for row in kept), *[None] * num_free]
+        self._kept = [*(self._kept[row] for row in kept), *([] for _ in range(num_free))]
+
+    def _make_room(self, tokens: int) -> None:
+        assert self._cache is not None
+        if self._cache.capacity_tokens < _stepped(tokens):
+            self._cache.grow(_stepped(tokens) + CAPACITY_STEP_TOKENS)
+
+    def _attention_mask(self, width: int) -> Tensor | dict[str, Tensor]:
+        """What each row's token sees, [R, 1, 1, W]: its own past, in sliding layers no more than a window of it."""
+        at = torch.arange(width, device=self._length.device)  # [W]
+        last = self._length.unsqueeze(1)  # [R, 1], the position being written
+        full = at <= last  # [R, W]
+        if self._window is None:
+            return self._for_attention(full)
+        sliding = full & (at > last - self._window)
+        if not self._layer_types:  # one window for every layer, as in Mistral
+            return self._for_attention(sliding)
+        masks = {"full_attention": full, "sliding_attention": sliding}
+        return {name: self._for_attention(mask) for name, mask in masks.items()}
+
+    def _for_attention(self, mask: Tensor) -> Tensor:
+        mask = mask[:, None, None]
+        if not self._eager:
+            return mask
+        dtype = self._policy.dtype
+        return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
+
+    def _note_kept(self, kept: Tensor) -> None:
+        ids = array("i", kept.nonzero()[:, 1].int().cpu().numpy().tobytes())
+        stop = 0
+        for row, size in enumerate(kept.sum(dim=1).tolist()):
+            start, stop = stop, stop + size
+            if self._owner[row] is not None:
+                # An empty set stands for the whole vocabulary.
+                self._kept[row].append(ids[start:stop] if size < kept.shape[1] else array("i"))
+
+
+def _stepped(tokens: int) -> int:
+    """The least multiple of WIDTH_STEP_TOKENS that holds `tokens`."""
+    return -(-tokens // WIDTH_STEP_TOKENS) * WIDTH_STEP_TOKENS
