@@ -117,18 +117,29 @@ def run_sft(run: Run) -> None:
     def on_look(step: int, value: float) -> None:
         run.console.say(f"cold start: step {step}, pass@1 {value:.3f} (gate {config.gate_pass_at_1})")
 
+    policy = run.strategy.whole_policy()
+
+    def pass_at_1() -> float:
+        take_over()
+        return _validation(run, num_rollouts=config.gate_rollouts).overall.metrics["pass@1"].value
+
+    def take_over() -> None:
+        if policy is not run.policy:
+            run.strategy.load_weights(checkpoint.weights_of(policy.model))
+
     result = cold_start(
-        run.policy,
+        policy,
         chat=run.chat,
         traces=run.traces,
         config=config,
-        pass_at_1=lambda: _validation(run, num_rollouts=config.gate_rollouts).overall.metrics["pass@1"].value,
+        pass_at_1=pass_at_1,
         should_stop=run.should_stop,
         on_look=on_look,
         seed=run.config.run.seed,
         folder=run.folder.path / "sft",
         world=run.world,
     )
+    take_over()
     looks = [{"step": step, "pass@1": value} for step, value in result.looks]
     state = {"steps": result.steps, "looks": looks}
     weights = run.strategy.weights()

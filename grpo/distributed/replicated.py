@@ -37,6 +37,9 @@ class Replicated:
     def sampling_policy(self) -> Iterator[Policy]:
         yield self._policy
 
+    def whole_policy(self) -> Policy:
+        return self._policy
+
     def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
         logprobs, entropy = self._policy(batch)
         return logprobs, entropy

@@ -22,6 +22,10 @@ class Strategy(Protocol):
     def sampling_policy(self) -> AbstractContextManager[Policy]:
         """The policy as it stands, to sample from while the context lasts; always the same object."""
 
+    def whole_policy(self) -> Policy:
+        """A policy with whole weights on every rank for another trainer, before the first update; the strategy's own
+        policy, or a copy that `load_weights` is to take what was trained from."""
+
     def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
         """As `Policy.forward`: log-probs and entropies [A] of this rank's own micro-batch."""
 

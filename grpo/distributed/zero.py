@@ -60,14 +60,25 @@ class Zero:
         self._made: Any = None
         self._in_update = False
         self._sampled, self._sampling = policy, "the weights are whole on every rank"
+        self._unfilled: _Gathered | None = None
         if self._stage == 3:
-            unfilled = _twin(policy)
+            self._unfilled = _twin(policy)
             assert self._engine is not None
-            self._sampled, self._sampling = self._sampler_of(unfilled)
+            self._sampled, self._sampling = self._sampler_of(self._unfilled)
 
     def describe(self) -> str:
         """How the policy lies and how it is sampled from, with the reason."""
         return f"{self._config.distributed.strategy} on {self._world.size} ranks: {self._sampling}"
+
+    def whole_policy(self) -> Policy:
+        if self._unfilled is None:
+            assert self._made is None, "shards of zero1 and zero2 are views of the policy's weights"
+            return self._policy
+        whole = copy.deepcopy(self._unfilled, {id(self._policy): self._policy})
+        whole.fill(self._gathered)
+        for own, shard in zip(whole.parameters(), self._policy.parameters(), strict=True):
+            own.requires_grad_(shard.requires_grad)
+        return whole
 
     @contextmanager
     def sampling_policy(self) -> Iterator[Policy]:
