@@ -110,6 +110,7 @@ def run_sft(run: Run) -> None:
     if run.world.broadcast(run.folder.begun().get("sft")):
         run.console.say(f"cold start: finished before, in {run.cold_start_path}; --fresh begins it again")
         return
+    run.world.progress("cold start")
     run.folder.mark("sft", finished=False)
     run.strategy.load_weights(run.initial_weights())
     run.console.say(f"cold start: {len(run.traces)} traces, at most {config.max_steps} steps")
@@ -282,6 +283,7 @@ def trainer_of(run: Run, *, writer: checkpoint.Writer | None = None) -> Trainer:
     config = run.config
     rows = read_tiers(run) if practice.needs_profile(config) else {}
     tiers = {problem_id: Tier(row["tier"]) for problem_id, row in rows.items()}
+    run.rollouts.lengths.forget()
     run.rollouts.lengths.observe({problem_id: row["mean_tokens"] for problem_id, row in rows.items()})
     parts = Parts(
         world=run.world,

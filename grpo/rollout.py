@@ -61,6 +61,10 @@ class ExpectedLengths:
         self._of: dict[str, float] = {}
         self._sum = 0.0
 
+    def forget(self) -> None:
+        """Know nothing, so that a plan rests on nothing that a resume would not know."""
+        self.load_state_dict({"of": {}, "sum": 0.0})
+
     def observe(self, lengths: Mapping[str, float]) -> None:
         """The mean length of each problem's newest completions."""
         for problem_id, length in lengths.items():

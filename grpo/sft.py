@@ -78,6 +78,7 @@ def cold_start(
         callbacks=[gate],
     )
     trainer.remove_callback(PrinterCallback)  # the console speaks, and knows what is worth saying
+    world.progress("cold start")
     with torch.random.fork_rng(devices=[]):
         trainer.train()
     # Each its own: adapters and rotary frequencies are float32 beside bfloat16 weights.
@@ -154,6 +155,12 @@ class _Gate(TrainerCallback):
         self.looks: list[tuple[int, float]] = []
         self.opened = False
         self.interrupted = False
+
+    def on_substep_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """transformers' hook after each micro-batch but the last of a step (the signature is theirs)."""
+        self._progress("cold start")
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -18,8 +18,8 @@ from tests.runs import assert_same_outcome, grpo, outcome, read_jsonl, small_run
 pytestmark = pytest.mark.slow
 
 SCRIPT = "scripts/recipe.py"
-LIMIT_SECONDS = 8.0  # watchdog.seconds of runs that are to hang
-HANGS: dict[str, Any] = {"watchdog.seconds": LIMIT_SECONDS, "train.steps": 40}
+LIMIT_SECONDS = 15.0  # watchdog.seconds of runs that are to hang
+HANGS: dict[str, Any] = {"watchdog.seconds": LIMIT_SECONDS, "train.steps": 40, "sft": None}
 
 
 @pytest.fixture(scope="module")
@@ -198,7 +198,7 @@ def test_a_reward_that_never_returns_ends_every_rank_with_the_stack_that_it_hang
         "import os, time\n\ndef hangs_for_ever():\n    time.sleep(10**6)\n\n"
         "def judge(completion, problem):\n    return hangs_for_ever() if os.environ['RANK'] == '1' else 0.0\n"
     )
-    config = small_run_file(tmp_path, **HANGS, **{"reward.file": str(reward), "reward.function": "judge", "sft": None})
+    config = small_run_file(tmp_path, **HANGS, **{"reward.file": str(reward), "reward.function": "judge"})
     run, output = tmp_path / "runs" / "small", tmp_path / "output.txt"
     process = started(SCRIPT, config, ranks=2, output=output)
     assert ends(config, process, within_seconds=LIMIT_SECONDS + 60) != 0
@@ -210,7 +210,7 @@ def test_a_reward_that_never_returns_ends_every_rank_with_the_stack_that_it_hang
 
 
 def test_a_full_disk_on_the_main_rank_is_the_last_word_of_every_log(tmp_path):
-    config, output = small_run_file(tmp_path, **HANGS), tmp_path / "output.txt"
+    config, output = small_run_file(tmp_path, **{"sft": None}), tmp_path / "output.txt"
     run = tmp_path / "runs" / "small"
     run.mkdir(parents=True)
     (run / "metrics.jsonl").symlink_to("/dev/full")  # every write to it finds no space left
