@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from grpo import checkpoint
 from grpo.distributed import zero
 from grpo.distributed.world import World
 from grpo.distributed.zero import Zero
-from grpo.errors import ConfigError
+from grpo.errors import CheckpointError, ConfigError
 from tests.launch import launched
-from tests.workers.zero_worker import config_of, policy_of
+from tests.workers.zero_worker import config_of, policy_of, same
 
 OFFLOADED = {"offload_optimizer": True}
 CHECKPOINTING = {"checkpointing": True}
@@ -49,6 +51,13 @@ SAMPLING: dict[str, dict[str, Any]] = {
 GRADIENT_BOUNDS = {"float32": 2e-6, "bfloat16": 1e-6, "float16": 2e-3}
 WEIGHT_BOUNDS = {"float32": 5e-6, "bfloat16": 1e-4, "float16": 1e-3}
 LORA_BOUND = {"float32": 5e-6, "bfloat16": 2e-2}
+
+
+@pytest.fixture(autouse=True)
+def variables_of_a_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Given back after each test: an engine in this process sets them for good."""
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
 
 
 def measured(folder: Path, cases: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -173,6 +182,35 @@ def test_auto_gathers_where_the_weights_fit_and_says_so(monkeypatch, free_bytes,
     strategy = Zero(policy_of(config), World.alone(), config)
     assert says in strategy.describe()
     assert "GiB" in strategy.describe()
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_another_trainer_gets_whole_weights_of_its_own_and_hands_them_back(lora):
+    config = config_of({"lora": lora}, strategy="zero3")
+    strategy = Zero(policy_of(config), World.alone(), config)
+    before = checkpoint.weights_of(policy_of(config).model)
+    whole = strategy.whole_policy()
+    assert same(checkpoint.weights_of(whole.model), before)
+    with torch.no_grad():
+        for parameter in whole.parameters():
+            if parameter.requires_grad:
+                parameter += 1
+    assert same(strategy.weights(), before)
+    strategy.load_weights(checkpoint.weights_of(whole.model))
+    assert same(strategy.weights(), {name: weight + 1 for name, weight in before.items()})
+
+
+def test_weights_of_another_model_are_refused_by_name():
+    config = config_of({}, strategy="zero3")
+    strategy = Zero(policy_of(config), World.alone(), config)
+    weights = strategy.weights()
+    name = next(iter(weights))
+    with pytest.raises(CheckpointError, match=f"weights: {name} differs"):
+        strategy.load_weights({n: w for n, w in weights.items() if n != name})
+    with pytest.raises(CheckpointError, match=rf"{name} has shape \[1\]"):
+        strategy.load_weights(weights | {name: torch.zeros(1)})
+    with pytest.raises(CheckpointError, match=f"moments: {name} differs"):
+        strategy.load_state_dict({"masters": {}, "moments": {n: {} for n in weights if n != name}})
 
 
 def test_a_missing_deepspeed_is_an_error_with_a_remedy(monkeypatch):
