@@ -30,6 +30,7 @@ FLOAT32_BYTES = 4
 DECODE_BYTES = 24
 # Of one logit of a chunk in the backward pass: itself, its log-prob and its gradient, in float32.
 CHUNK_BYTES = 12
+ALLREDUCE_ELEMENTS = 500_000_000  # of one message of DeepSpeed's engine
 STRATEGIES = ("ddp", "zero1", "zero2", "zero3")
 
 
@@ -149,51 +150,51 @@ def _sharded(
     sampling: Mapping[str, int],
     training: Mapping[str, int],
 ) -> Memory:
-    """What DeepSpeed 0.19 holds, read in its runtime: bf16_optimizer.py (zero1 of bfloat16), zero/stage_1_and_2.py and
-    zero/stage3.py."""
+    """What DeepSpeed 0.19 holds, as read in its runtime and measured: bf16_optimizer.py (zero1 of bfloat16),
+    zero/stage_1_and_2.py and zero/stage3.py."""
     zero = _zero_fields(config, strategy, num_ranks=num_ranks)
-    shard = -(-sizes.num_trainable // num_ranks)
-    width = sizes.trainable_bytes // sizes.num_trainable  # of adapters it is float32, whatever the base is
-    is_low = width < FLOAT32_BYTES
-    offloads = config.distributed.offload_optimizer
-    # zero1 and zero2 keep a float32 shard beside the flat weights of every type, zero3 steps float32 weights in place.
-    optimizer = {
-        "float32 copies": 0 if strategy == "zero3" and not is_low else shard * FLOAT32_BYTES,
-        "moments": 2 * shard * FLOAT32_BYTES,
-    }
-    weights = sizes.weight_bytes
-    # The run's messages are float32. zero2 fills its bucket in the weights' type and sends a float32 copy of it.
-    bucket = zero["reduce_bucket_size"] * FLOAT32_BYTES
-    if strategy == "zero2":
-        sent = min(sizes.num_trainable, zero["reduce_bucket_size"]) * FLOAT32_BYTES if is_low else 0
-        bucket = zero["reduce_bucket_size"] * (1 + zero["overlap_comm"]) * width + sent
-    gradients = shard * FLOAT32_BYTES
-    if strategy == "zero1":
-        gradients = sizes.num_trainable * FLOAT32_BYTES
-        # bfloat16 has an optimizer of its own, which sums its flat gradient in place.
-        bucket = 0 if is_low and config.model.dtype == "bfloat16" and not offloads else bucket
-    gathered_in_sampling = gathered_in_training = 0
-    if strategy == "zero3":
-        weights = -(-weights // num_ranks)
-        # A weight stays after its first use while the live ones are below the limit: through the backward pass.
-        live = min(sizes.weight_bytes, zero["stage3_max_live_parameters"] * width)
-        gathered_in_training = live
-        gathered_in_sampling = live if config.distributed.zero3_sampling == "layers" else sizes.weight_bytes
-    held, host = {"weights": weights}, {}
-    if strategy == "zero3" and config.distributed.offload_parameters:
-        held, host = {"weights": 0}, {"weights": weights}
-    if offloads:
-        # The shard's gradient lies on the host twice for zero3: as summed, and as stepped.
-        host |= {**optimizer, "gradients": (2 if strategy == "zero3" else 1) * shard * FLOAT32_BYTES}
-        if strategy != "zero3":
-            host["updated weights"] = shard * width
-        gradients = gradients if strategy == "zero1" else 0
+    number, shard = sizes.num_trainable, -(-sizes.num_trainable // num_ranks)
+    width = sizes.trainable_bytes // number  # of adapters it is float32, whatever the base is
+    is_low, offloads = width < FLOAT32_BYTES, config.distributed.offload_optimizer
+    weights, bucket = sizes.weight_bytes, zero["reduce_bucket_size"]
+    # Float32 weights are copied as well.
+    optimizer = {"float32 copies": shard * FLOAT32_BYTES, "moments": 2 * shard * FLOAT32_BYTES}
+    held: dict[str, int] = {}
+    host: dict[str, int] = {}
+    own_sampling: dict[str, int] = {}
+    if strategy == "zero1" and is_low and config.model.dtype == "bfloat16" and not offloads:
+        # An optimizer of its own: the whole sum stays, the last micro-batch's gradient lies beside it, and what is sent
+        # is a copy.
+        held = {"gradients": number * FLOAT32_BYTES}
+        own_training = {"gradients": number * width, "messages": min(number, ALLREDUCE_ELEMENTS) * FLOAT32_BYTES}
+    elif strategy == "zero1":
+        own_training = {"gradients": number * FLOAT32_BYTES, "messages": bucket * FLOAT32_BYTES}
+    elif strategy == "zero2":
+        # A bucket is filled in the weights' type and sent in float32; float32 shards are added up from two lists.
+        sent = min(number, bucket) * FLOAT32_BYTES if is_low else 0
+        gradients = 0 if offloads else (1 if is_low else 2) * shard * FLOAT32_BYTES
+        own_training = {"gradients": gradients, "messages": bucket * (1 + zero["overlap_comm"]) * width + sent}
     else:
-        held |= optimizer
+        # A weight stays after its first use while the live ones are below the limit, which is through the backward
+        # pass; what is fetched ahead is gathered into memory of its own.
+        live = min(weights, zero["stage3_max_live_parameters"] * width)
+        own_training = {"gathered weights": live + min(weights, zero["stage3_prefetch_bucket_size"] * width)}
+        own_sampling = {"gathered weights": live if config.distributed.zero3_sampling == "layers" else weights}
+        weights = -(-weights // num_ranks)
+        held = {"gradients": 0 if offloads else shard * FLOAT32_BYTES, "messages": bucket * FLOAT32_BYTES}
+    if offloads:
+        # zero3 has the shard's gradient twice there: as summed, and as stepped.
+        twice = 2 if strategy == "zero3" else 1
+        host = {**optimizer, "gradients": twice * shard * FLOAT32_BYTES}
+        host |= {} if strategy == "zero3" else {"updated weights": shard * width}
+    else:
+        held = optimizer | held
+    if strategy == "zero3" and config.distributed.offload_parameters:
+        host, weights = {"weights": weights, **host}, 0
     return Memory(
-        held=held,
-        sampling={"gathered weights": gathered_in_sampling, **sampling},
-        training={"gathered weights": gathered_in_training, "gradients": gradients, "messages": bucket, **training},
+        held={"weights": weights, **held},
+        sampling={**own_sampling, **sampling},
+        training={**own_training, **training},
         host=host,
     )
 
@@ -211,6 +212,7 @@ def _zero_fields(config: RunConfig, strategy: str, *, num_ranks: int) -> dict[st
         # DeepSpeed's default, where the field is not set: on for zero3 alone, whose bucket is one all the same.
         "overlap_comm": int(bool(fields.get("overlap_comm")) and strategy != "zero3"),
         "stage3_max_live_parameters": int(fields.get("stage3_max_live_parameters", 1e9)),
+        "stage3_prefetch_bucket_size": int(fields.get("stage3_prefetch_bucket_size", 5e7)),
     }
 
 

@@ -156,10 +156,10 @@ BY_HAND = {
     ("ddp", "float32"): (4, 0, 8, 4),
     ("ddp", "bfloat16"): (2, 4, 8, 4),
     ("zero1", "float32"): (4, 1, 2, 4),
-    ("zero1", "bfloat16"): (2, 1, 2, 4),
-    ("zero2", "float32"): (4, 1, 2, 1),
+    ("zero1", "bfloat16"): (2, 1, 2, 4 + 2),
+    ("zero2", "float32"): (4, 1, 2, 2),
     ("zero2", "bfloat16"): (2, 1, 2, 1),
-    ("zero3", "float32"): (1, 0, 2, 1),
+    ("zero3", "float32"): (1, 1, 2, 1),
     ("zero3", "bfloat16"): (0.5, 1, 2, 1),
 }
 
@@ -167,10 +167,11 @@ BY_HAND = {
 @pytest.mark.parametrize(("strategy", "dtype"), sorted(BY_HAND))
 def test_each_strategy_shards_what_it_says(tmp_path, strategy, dtype):
     found, number = memory_of(tmp_path, strategy, **{"model.dtype": dtype})
-    parts = [*found.held.values(), found.training["gradients"]]
+    parts = [found.held[name] for name in ("weights", "float32 copies", "moments")]
+    parts.append(found.held.get("gradients", 0) + found.training.get("gradients", 0))
     assert tuple(part / number for part in parts) == BY_HAND[strategy, dtype]
     gathered = {"float32": 4, "bfloat16": 2}[dtype] * number if strategy == "zero3" else 0
-    assert found.training.get("gathered weights", 0) == gathered
+    assert found.training.get("gathered weights", 0) == 2 * gathered  # those in use and those fetched ahead
     assert found.sampling.get("gathered weights", 0) == gathered
     assert found.host == {}
 
@@ -181,7 +182,8 @@ def test_offloading_moves_the_shards_to_the_host(tmp_path, strategy):
     if strategy == "zero3":
         distributed["offload_parameters"] = True
     found, number = memory_of(tmp_path, strategy, **{"model.dtype": "bfloat16", "distributed": distributed})
-    assert found.held == {"weights": 0 if strategy == "zero3" else 2 * number}
+    assert found.held["weights"] == (0 if strategy == "zero3" else 2 * number)
+    assert {"float32 copies", "moments"} & found.held.keys() == set()
     assert found.host["float32 copies"] == number
     assert found.host["moments"] == 2 * number
     assert found.host.get("weights", 0) == (number / 2 if strategy == "zero3" else 0)
