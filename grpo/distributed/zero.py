@@ -11,29 +11,27 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from transformers import Cache
 
 from grpo import checkpoint
 from grpo.batch import MicroBatch
 from grpo.config import RunConfig
 from grpo.distributed.deepspeed_config import STAGES, resolved
+from grpo.distributed.twins import Gathered, LayerByLayer, layer_by_layer, unfilled_twin
 from grpo.distributed.world import World
 from grpo.errors import CheckpointError, ConfigError
 from grpo.optim import ADAMW_MOMENTS, LossScale
 from grpo.policy import Policy
-from grpo.steering import Steering
 
 LARGEST_SHARE = 0.5
 """Of the free memory that gathered weights may take: what samples needs room for its cache and logits too."""
 BYTES_OF_MOMENTS = 8  # a weight: two in float32
-DONE, HIDDEN, HEAD = 0, 1, 2  # what a rank that samples layer by layer wants next; the ranks do the largest
 
 
 class Zero:
@@ -60,9 +58,9 @@ class Zero:
         self._made: Any = None
         self._in_update = False
         self._sampled, self._sampling = policy, "the weights are whole on every rank"
-        self._unfilled: _Gathered | None = None
+        self._unfilled: Gathered | None = None
         if self._stage == 3:
-            self._unfilled = _twin(policy)
+            self._unfilled = unfilled_twin(policy)
             assert self._engine is not None
             self._sampled, self._sampling = self._sampler_of(self._unfilled)
 
@@ -83,13 +81,13 @@ class Zero:
     @contextmanager
     def sampling_policy(self) -> Iterator[Policy]:
         sampled = self._sampled
-        if isinstance(sampled, _Gathered):
+        if isinstance(sampled, Gathered):
             sampled.fill(self._gathered)
             try:
                 yield sampled
             finally:
                 sampled.free()
-        elif isinstance(sampled, _LayerByLayer):
+        elif isinstance(sampled, LayerByLayer):
             yield sampled
             # Not where an error ended it: others may have ended too, and the ranks tell one another by the watchdog.
             sampled.serve()
@@ -269,7 +267,7 @@ class Zero:
             # A weight that gets no gradient would keep the one of the update before.
             self._engine.optimizer.grad_partitions_flat_buffer.zero_()
 
-    def _sampler_of(self, unfilled: "_Gathered") -> "tuple[_Gathered | _LayerByLayer, str]":
+    def _sampler_of(self, unfilled: Gathered) -> tuple[Gathered | LayerByLayer, str]:
         """What is sampled from, as the config or the memory says, and why."""
         wanted = self._config.distributed.zero3_sampling
         size = sum(shape.numel() * dtype.itemsize for shape, dtype in self._whole)
@@ -282,7 +280,7 @@ class Zero:
         if wanted == "gather":
             return unfilled, f"sampled from weights that are gathered for each sampling phase ({why})"
         coordinator = self._engine.optimizer.parameter_offload.get_param_coordinator()
-        by_layer = _layer_by_layer(self._policy, self._world, forget_order=lambda: _forget_order(coordinator))
+        by_layer = layer_by_layer(self._policy, self._world, forget_order=lambda: _forget_order(coordinator))
         return by_layer, f"sampled from layer by layer, all ranks in step ({why})"
 
     @property
@@ -387,102 +385,6 @@ class Zero:
         _check_names(state["moments"], self._trained if state["moments"] else (), what="moments")
         for name, of_weight in state["moments"].items():
             _check_names(of_weight, ADAMW_MOMENTS, what=f"moments of {name}")
-
-
-class _Twin(Policy):
-    """A policy that is steered as another one is; made from it by copying, and never by its constructor."""
-
-    _original: tuple[Policy]  # in a tuple: a module attribute would register its weights a second time
-
-    @property
-    def steering(self) -> Steering | None:
-        return self._original[0].steering
-
-    @steering.setter
-    def steering(self, steering: Steering | None) -> None:
-        self._original[0].steering = steering
-
-    def steer(self, steering: Steering | None) -> None:
-        """Steer both."""
-        self._original[0].steer(steering)
-
-
-class _Gathered(_Twin):
-    """Whole weights while a sampling phase lasts, none in between."""
-
-    @torch.no_grad()
-    def fill(self, gathered: Callable[[Tensor], Any]) -> None:
-        """Copy the original's weights, one at a time."""
-        for own, shard in zip(self.parameters(), self._original[0].parameters(), strict=True):
-            with gathered(shard) as whole:
-                own.data = whole.detach().clone()
-        for own_buffer, buffer in zip(self.buffers(), self._original[0].buffers(), strict=True):
-            own_buffer.copy_(buffer)
-
-    def free(self) -> None:
-        """Let go of the weights."""
-        for own in self.parameters():
-            own.data = own.data.new_empty(0)
-
-
-class _LayerByLayer(_Twin):
-    """The sharded modules themselves, whose every forward gathers weights: all ranks make the same calls.
-
-    Before each call the ranks agree on one, and who wants another one, or none, makes it with one row of no meaning."""
-
-    _world: World
-    _forget_order: Callable[[], None]
-
-    def hidden(
-        self,
-        input_ids: Tensor,
-        *,
-        position_ids: Tensor | None = None,
-        attention_mask: Tensor | dict[str, Tensor] | None = None,
-        cache: Cache | None = None,
-        steer_at: Tensor | None = None,
-    ) -> Tensor:
-        """As `Policy.hidden`."""
-        self._wait_for(HIDDEN)
-        return super().hidden(
-            input_ids, position_ids=position_ids, attention_mask=attention_mask, cache=cache, steer_at=steer_at
-        )
-
-    def head(self, hidden: Tensor) -> Tensor:
-        """As `Policy.head`."""
-        self._wait_for(HEAD)
-        return super().head(hidden)
-
-    def serve(self) -> None:
-        """Take part in the calls of others until all are done."""
-        self._wait_for(DONE)
-
-    @torch.no_grad()
-    def _wait_for(self, wanted: int) -> None:
-        while (chosen := self._world.largest(wanted)) != wanted:
-            if chosen == HIDDEN:
-                super().hidden(torch.zeros(1, 1, dtype=torch.long, device=self.device))
-            else:
-                super().head(torch.zeros(1, self.hidden_size, dtype=self.dtype, device=self.device))
-        self._forget_order()
-
-
-def _twin(policy: Policy) -> _Gathered:
-    """A copy of `policy` whose weights have no elements."""
-    empty = {id(p): nn.Parameter(p.detach().new_empty(0), requires_grad=False) for p in policy.parameters()}
-    twin: Any = copy.deepcopy(policy, empty)
-    twin.__class__ = _Gathered
-    twin._original = (policy,)
-    made: _Gathered = twin
-    return made
-
-
-def _layer_by_layer(policy: Policy, world: World, *, forget_order: Callable[[], None]) -> _LayerByLayer:
-    twin: Any = copy.copy(policy)  # the same modules
-    twin.__class__ = _LayerByLayer
-    twin._original, twin._world, twin._forget_order = (policy,), world, forget_order
-    made: _LayerByLayer = twin
-    return made
 
 
 def _forget_order(coordinator: Any) -> None:
