@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 
 from grpo.config import DistributedConfig, RewardConfig, RunConfig, load, schema
-from grpo.errors import ConfigError, Interrupted, OutOfMemoryError, RunError
+from grpo.errors import ConfigError, Interrupted, OutOfMemoryError, RunError, says_out_of_memory
 from grpo.folder import PHASES, RESUME, RunFolder, named_disk_errors
 
 RUN_COMMANDS = {
@@ -25,8 +25,6 @@ RUN_COMMANDS = {
     "train": "the loop alone, from the cold start or the model of the config",
     "eval": "pass@k and avg@k with intervals on the held-out problems",
 }
-OUT_OF_MEMORY = ("DefaultCPUAllocator", "out of memory", "STATUS_ALLOC_FAILED")
-"""What torch's RuntimeErrors say where memory is short: its CPU allocator, a device's driver, cuBLAS and cuDNN."""
 SAME_SIGNAL_SECONDS = 1.0
 EPILOG = """exit codes:
   0 success                  5 the cold start missed its gate      9 disk full or not writable
@@ -376,8 +374,7 @@ def _named_memory_errors(config: RunConfig, *, then: str = "Then add --resume") 
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        named = isinstance(error, torch.OutOfMemoryError | MemoryError)
-        if not named and not any(said in str(error) for said in OUT_OF_MEMORY):
+        if not (isinstance(error, torch.OutOfMemoryError | MemoryError) or says_out_of_memory(error)):
             raise
         raise OutOfMemoryError(
             f"out of memory ({str(error)[:200] or type(error).__name__}). While sampling, lower sampling.max_rows "

@@ -3,6 +3,14 @@
 A `RunError` is something that a user, a machine or a reward caused: its message names the place, the value, the rule
 and the remedy, and `grpo.cli` prints it without a traceback. Anything else that escapes is our bug (exit code 1)."""
 
+OUT_OF_MEMORY = ("DefaultCPUAllocator", "out of memory", "STATUS_ALLOC_FAILED")
+"""What torch's RuntimeErrors say where memory is short: its CPU allocator, a device's driver, cuBLAS and cuDNN."""
+
+
+def says_out_of_memory(error: BaseException) -> bool:
+    """Whether an error without a type of its own is one of memory."""
+    return any(said in str(error) for said in OUT_OF_MEMORY)
+
 
 class RunError(Exception):
     """A failure with a name. `exit_code` is what the process returns."""

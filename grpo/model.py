@@ -81,6 +81,11 @@ def load_model(
             "model.dtype = 'float16' on the CPU: float16 is for GPUs, a CPU computes it by way of float32, slowly; set "
             "model.dtype: float32 or bfloat16, or run.device: cuda"
         )
+    return initial_model(config, tokenizer=tokenizer, seed=seed).to(device)
+
+
+def initial_model(config: ModelConfig, *, tokenizer: PreTrainedTokenizerBase, seed: int) -> nn.Module:
+    """As `load_model`, on the CPU whatever its dtype: to read weights from. Raises ConfigError."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch_seed(seed, "model"))
         model = _pretrained(config) if config.path is not None else _from_architecture(config, tokenizer)
@@ -92,7 +97,6 @@ def load_model(
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         with_adapters = model if config.lora is None else _adapted(model, config.lora)
     # Evaluation mode for good: dropout would make the trainer's log-probs differ from the sampler's.
-    with_adapters.to(device)
     return with_adapters.eval()
 
 

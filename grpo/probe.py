@@ -21,7 +21,7 @@ from torch import Tensor
 from grpo.batch import MicroBatch, TrainedRollout, micro_batches
 from grpo.check import GIB, longest_tokens
 from grpo.config import RunConfig, dump, load
-from grpo.errors import ConfigError, OutOfMemoryError, RunError
+from grpo.errors import ConfigError, OutOfMemoryError, RunError, says_out_of_memory
 from grpo.model import load_model, load_tokenizer, max_positions, skeleton
 from grpo.optim import Optimizer
 from grpo.policy import Policy
@@ -30,7 +30,6 @@ from grpo.types import Rollout, StopReason
 
 POLL_SECONDS = 0.01
 MEMORY_FILE = Path("/proc/meminfo")
-OUT_OF_MEMORY = ("DefaultCPUAllocator", "out of memory", "STATUS_ALLOC_FAILED")
 KILLED = -9
 
 
@@ -199,8 +198,7 @@ def main(arguments: list[str]) -> int:
         print(error, file=sys.stderr)
         return error.exit_code
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        named = isinstance(error, torch.OutOfMemoryError | MemoryError)
-        if not named and not any(said in str(error) for said in OUT_OF_MEMORY):
+        if not (isinstance(error, torch.OutOfMemoryError | MemoryError) or says_out_of_memory(error)):
             raise
     print(json.dumps({"peak": peak, "bound": total}))
     return 0

@@ -20,7 +20,7 @@ from grpo.distributed.strategy import Strategy
 from grpo.distributed.world import World
 from grpo.errors import ConfigError, DataError, Interrupted
 from grpo.folder import Phase, RunFolder, Start
-from grpo.model import end_token_ids, load_model, load_tokenizer, max_positions
+from grpo.model import end_token_ids, initial_model, load_model, load_tokenizer, max_positions
 from grpo.policy import Policy
 from grpo.recipe import Run
 from grpo.rollout import GaveUp, Rollouts, check_prompts
@@ -247,8 +247,7 @@ def _strategy(policy: Policy, world: World, config: RunConfig) -> Strategy:
 
 def _initial_weights(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Mapping[str, Tensor]:
     """Made again where they are asked for, which is once or twice in a run: held, they would take a model's memory."""
-    model = load_model(config.model, tokenizer=tokenizer, seed=config.run.seed, device=torch.device("cpu"))
-    return checkpoint.weights_of(model)
+    return checkpoint.weights_of(initial_model(config.model, tokenizer=tokenizer, seed=config.run.seed))
 
 
 def _pool(config: RewardConfig) -> Pool:
