@@ -21,7 +21,7 @@ ONE_RANK: list[dict[str, Any]] = [
 ]
 TWO_RANKS: list[dict[str, Any]] = [
     {"name": f"{strategy}-{budget}", "changes": {"distributed.strategy": strategy, **changes}, "order": order}
-    for strategy in ("ddp",)
+    for strategy in ("ddp", "zero1", "zero2", "zero3")
     for budget, changes, order in (("large", {}, 0), ("small", SMALL, 2), ("recomputed", SMALL | RECOMPUTED, 3))
 ]
 
