@@ -1,10 +1,13 @@
 """Real processes: a program on several ranks, as a launcher starts it."""
 
 import os
+import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+Launcher = Callable[..., list[str]]
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -21,18 +24,37 @@ def command(*arguments: str | Path, ranks: int) -> list[str]:
     return [*launcher, "--standalone", *map(str, arguments)]
 
 
+def by_deepspeed(*arguments: str | Path, ranks: int) -> list[str]:
+    """The deepspeed launcher with `ranks` processes of a program."""
+    launcher = Path(sys.executable).with_name("deepspeed")
+    return [
+        sys.executable,
+        str(launcher),
+        "--num_gpus",
+        str(ranks),
+        "--master_port",
+        str(_free_port()),
+        *map(str, arguments),
+    ]
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
 def started(*arguments: str | Path, ranks: int, output: Path) -> "subprocess.Popen[bytes]":
     """Start a program on several ranks; what it says goes to `output`."""
     with output.open("ab") as file:
-        return subprocess.Popen(
-            command(*arguments, ranks=ranks), cwd=ROOT, env=environment(), stdout=file, stderr=file
-        )
+        return subprocess.Popen(command(*arguments, ranks=ranks), cwd=ROOT, env=environment(), stdout=file, stderr=file)
 
 
-def launched(*arguments: str | Path, ranks: int, limit_seconds: float = 240) -> str:
+def launched(*arguments: str | Path, ranks: int, limit_seconds: float = 240, launcher: Launcher = command) -> str:
     """What a program says on several ranks that all end well."""
     done = subprocess.run(
-        command(*arguments, ranks=ranks),
+        launcher(*arguments, ranks=ranks),
         cwd=ROOT,
         env=environment(),
         stdout=subprocess.PIPE,

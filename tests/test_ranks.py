@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.launch import launched, started
+from tests.launch import by_deepspeed, launched, started
 from tests.runs import assert_same_outcome, grpo, outcome, read_jsonl, small_run_file
 
 pytestmark = pytest.mark.slow
@@ -109,6 +109,17 @@ def test_a_rank_that_takes_groups_as_it_is_free_draws_the_same_tokens(tmp_path, 
     assert (run / "profile" / "tiers.json").read_bytes() == (one_rank / "profile" / "tiers.json").read_bytes()
 
 
+def test_each_phase_alone_by_the_deepspeed_launcher_comes_to_the_whole_recipe(tmp_path, one_rank):
+    config = small_run_file(tmp_path, **{"distributed.strategy": "zero2"})
+    for phase in ("sft", "profile_tiers", "train", "eval"):
+        launched(f"scripts/{phase}.py", config, ranks=2, launcher=by_deepspeed)
+    run = tmp_path / "runs" / "small"
+    assert (run / "profile" / "tiers.json").read_bytes() == (one_rank / "profile" / "tiers.json").read_bytes()
+    assert first_step(run) == first_step(one_rank)
+    names = [sorted(path.name for path in (folder / "evals").iterdir()) for folder in (run, one_rank)]
+    assert names[0] == names[1]
+
+
 # --- kills and signals ----------------------------------------------------------------------------------------------
 
 
@@ -150,6 +161,33 @@ def test_a_signal_to_the_launcher_saves_on_all_ranks_and_the_run_goes_on(tmp_pat
     assert "add --resume to go on" in output.read_text()
     launched(SCRIPT, config, "--resume", ranks=2)
     assert_same_outcome(run, two_ranks)
+
+
+@pytest.mark.timeout(600)
+def test_a_killed_run_of_sharded_weights_ends_as_if_it_never_was_and_goes_on_replicated(tmp_path):
+    changes = {
+        "distributed.strategy": "zero3",
+        "sft": None,
+        "curriculum": {"kind": "uniform"},
+        "reward.function": "coin",
+    }
+    launched("scripts/train.py", small_run_file(tmp_path / "whole", **changes), ranks=2)
+    config, output = small_run_file(tmp_path / "killed", **changes), tmp_path / "output.txt"
+    run, expected = (tmp_path / name / "runs" / "small" for name in ("killed", "whole"))
+    process = started("scripts/train.py", config, ranks=2, output=output)
+    when(lambda: (run / "checkpoints" / "step_000004").is_dir(), process, output)
+    os.kill(processes_of(config)[1], signal.SIGKILL)
+    ends(config, process, within_seconds=60)
+    launched("scripts/train.py", config, "--resume", ranks=2)
+    for name in ("policy.safetensors", "optimizer.pt"):
+        step = Path("checkpoints", "step_000008", name)
+        assert (run / step).read_bytes() == (expected / step).read_bytes(), name
+    assert [row["reward/mean"] for row in read_jsonl(run / "metrics.jsonl")] == [
+        row["reward/mean"] for row in read_jsonl(expected / "metrics.jsonl")
+    ]
+    more = small_run_file(tmp_path / "killed", **changes, **{"train.steps": 9})
+    assert grpo("train", more, "--resume", "distributed.strategy=ddp") == 0
+    assert "of 2 ranks (zero3), and goes on with 1 rank (ddp)" in (run / "logs" / "rank_0.log").read_text()
 
 
 def test_another_number_of_ranks_goes_on_with_the_same_problems_and_says_that_sums_may_differ(tmp_path, two_ranks):
