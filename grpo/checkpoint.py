@@ -114,7 +114,8 @@ def load(path: Path, *, device: torch.device) -> tuple[dict[str, Tensor], dict[s
     check(path)
     optimizer = None
     if (path / OPTIMIZER).is_file():
-        optimizer = torch.load(path / OPTIMIZER, map_location=device, weights_only=True)
+        # Mapped, as safetensors maps the weights: the ranks of a node read one copy, which is none of their memory.
+        optimizer = torch.load(path / OPTIMIZER, map_location=device, weights_only=True, mmap=True)
     state = json.loads((path / STATE).read_text(encoding="utf-8"))
     return load_file(path / WEIGHTS, device=str(device)), optimizer, state
 
