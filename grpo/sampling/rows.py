@@ -28,7 +28,7 @@ from grpo.sampling.restrict import kept_tokens
 from grpo.types import KeptSets, StopReason
 
 MIN_ROWS = 8
-WIDTH_STEP_TOKENS = 32
+WIDTH_STEP_TOKENS = 64
 CAPACITY_STEP_TOKENS = 128
 SHORTEST_PREFILL_TOKENS = 16
 
@@ -56,7 +56,7 @@ class Rows:
         self._keys = torch.zeros(num_rows, dtype=torch.long, device=device)
         self._temperature = torch.ones(num_rows, device=device)
         self._drawn = torch.zeros(num_rows, config.max_completion_tokens, dtype=torch.long, device=device)
-        self._logprobs = torch.zeros(num_rows, config.max_completion_tokens, device=device)
+        self.logprobs = torch.zeros(num_rows, config.max_completion_tokens, device=device)
         self._kept: list[list[array[int]]] = [[] for _ in range(num_rows)]
         self._owner: list[tuple[int, int] | None] = [None] * num_rows  # request and index
         self.num_active = 0
@@ -161,7 +161,7 @@ class Rows:
         chosen = logits.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(dim=-1)  # [R]
         at = self.num_drawn.clamp(max=config.max_completion_tokens - 1).unsqueeze(1)
         self._drawn.scatter_(1, at, tokens.unsqueeze(1))
-        self._logprobs.scatter_(1, at, chosen.unsqueeze(1))
+        self.logprobs.scatter_(1, at, chosen.unsqueeze(1))
         # Free rows stay where they are, or they would outgrow their slots.
         self.num_drawn += self.active
         self._length += self.active
@@ -177,7 +177,7 @@ class Rows:
             request=owner[0],
             index=owner[1],
             token_ids=tuple(self._drawn[row, :count].tolist()),
-            logprobs=tuple(self._logprobs[row, :count].tolist()),
+            logprobs=tuple(self.logprobs[row, :count].tolist()),
             kept=KeptSets.of(self._kept[row]) if self._kept[row] else None,
             stop_reason=stop_reason,
         )
@@ -212,7 +212,7 @@ class Rows:
         rows = torch.tensor([*kept, *[0] * num_free], device=self.active.device)
         if self._cache is not None:
             self._cache.select(rows)
-        for name in ("active", "num_drawn", "_length", "_next_input", "_keys", "_temperature", "_drawn", "_logprobs"):
+        for name in ("active", "num_drawn", "_length", "_next_input", "_keys", "_temperature", "_drawn", "logprobs"):
             setattr(self, name, getattr(self, name)[rows])
         self.active[len(kept) :] = False
         self._length[len(kept) :] = 0
