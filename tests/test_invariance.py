@@ -172,7 +172,7 @@ def test_the_self_test_sees_bits_that_depend_on_the_layout(broken, monkeypatch):
                 return hidden * (1 + 2**-23)
             if broken == "by the slot":
                 hidden[8:] *= 1 + 2**-23
-            if broken == "by the width" and cache.slots[0].width > rows.WIDTH_STEP_TOKENS:
+            if broken == "by the width" and cache.slots[0].width > rows.LEAST_WIDTH_TOKENS:
                 return hidden * (1 + 2**-23)
         elif broken == "by the prompts of a prefill" and len(input_ids) > 1:
             for layer in cache.layers:  # type: ignore[attr-defined]

@@ -11,13 +11,13 @@ from grpo.config import SamplingConfig
 from grpo.model import max_positions
 from grpo.policy import Policy
 from grpo.sampling.protocol import Request
-from grpo.sampling.rows import MIN_ROWS, WIDTH_STEP_TOKENS, Prefix, Rows
+from grpo.sampling.rows import LEAST_WIDTH_TOKENS, MIN_ROWS, Prefix, Rows
 
 NUM_STEPS = 3
 MOST_ROWS = 64  # of a layout that is looked at; more would take long where the model is large
 COMPARED_TOKENS = (2, 9, 15)
 """Prompts whose logits are compared: shorter than a vector register, a little longer, and a whole prefill."""
-NEIGHBOUR_TOKENS = (5, 14, WIDTH_STEP_TOKENS + 9)
+NEIGHBOUR_TOKENS = (5, 14, LEAST_WIDTH_TOKENS + 9)
 """Prompts beside them: of the same padded length, but for one that makes attention wider."""
 
 

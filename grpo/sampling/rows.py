@@ -2,10 +2,11 @@
 
 Token ids and log-probs of a rollout do not depend, bit for bit, on what is decoded beside it, wherever a matrix product
 rounds its rows alike in all the shapes that occur here: on CPUs with one thread. `grpo.sampling.invariance` asks
-the device. What it takes, as measured on x86 CPUs in float32 and bfloat16:
+the device. What it takes, as measured on an x86 CPU with AVX2, in float32 and bfloat16:
 - eight rows of a matrix product at least: fewer take other code paths;
 - attention over a multiple of WIDTH_STEP_TOKENS positions: masked ones add exact zeros, but what is left over of a
-  vector register is added in another order, and very small products take other code paths;
+  vector register is added in another order; and over LEAST_WIDTH_TOKENS at least, since the product of a small head and
+  few positions takes another code path;
 - a prefill padded by the prompt's own length: unlike the number of prompts, the padded length is one that products are
   cut up by."""
 
@@ -28,7 +29,8 @@ from grpo.sampling.restrict import kept_tokens
 from grpo.types import KeptSets, StopReason
 
 MIN_ROWS = 8
-WIDTH_STEP_TOKENS = 64
+WIDTH_STEP_TOKENS = 32
+LEAST_WIDTH_TOKENS = 64
 CAPACITY_STEP_TOKENS = 128
 SHORTEST_PREFILL_TOKENS = 16
 
@@ -255,5 +257,5 @@ class Rows:
 
 
 def _stepped(tokens: int) -> int:
-    """The least multiple of WIDTH_STEP_TOKENS that holds `tokens`."""
-    return -(-tokens // WIDTH_STEP_TOKENS) * WIDTH_STEP_TOKENS
+    """The least width of attention that holds `tokens`."""
+    return max(LEAST_WIDTH_TOKENS, -(-tokens // WIDTH_STEP_TOKENS) * WIDTH_STEP_TOKENS)
