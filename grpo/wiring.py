@@ -24,6 +24,7 @@ from grpo.model import end_token_ids, initial_model, load_model, load_tokenizer,
 from grpo.policy import Policy
 from grpo.recipe import Run
 from grpo.rollout import GaveUp, Rollouts, check_prompts
+from grpo.sampling.invariance import layout_gap, verdict
 from grpo.sampling.native import NativeSampler
 from grpo.tracking.console import Console
 from grpo.tracking.tracker import SilentTracker, Tracker
@@ -167,6 +168,7 @@ def _parts(
             tokenizer=tokenizer,
             on_progress=on_progress,
         )
+        console.say(verdict(layout_gap(sampled, config.sampling)))
     return _Parts(
         policy=policy,
         chat=chat,

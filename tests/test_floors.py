@@ -17,8 +17,10 @@ FLOORS = (
     ("cli", "wiring"),
     ("probe", "check", "scoring", "replay", "recipe", "trainer", "update", "sft", "profiling", "evaluation"),
     ("rollout", "sampling", "tracking"),
-    ("export", "distributed", "policy", "batch", "optim", "checkpoint", "folder", "practice", "data", "chat", "model")
-    + ("steering", "tasks", "watchdog", "heartbeat", "guards"),
+    (
+        *("export", "distributed", "policy", "batch", "optim", "checkpoint", "folder", "practice", "data", "chat"),
+        *("model", "steering", "tasks", "watchdog", "heartbeat", "guards"),
+    ),
     ("advantages", "losses", "logprobs"),
     ("types", "config", "seeds", "errors"),
 )
