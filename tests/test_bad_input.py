@@ -18,10 +18,13 @@ import yaml
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from grpo import cli
+from grpo.distributed.world import World
+from grpo.errors import ConfigError
 from grpo.sampling import native
 from grpo.sampling.native import NativeSampler
+from grpo.sft import cold_start
 from tests.chatml import chatml_tokenizer
-from tests.runs import grpo, read_jsonl, small_run_fields
+from tests.runs import grpo, opened_run, read_jsonl, small_run_config, small_run_fields
 
 # The loop and nothing else: two steps, each of them saved.
 LOOP: dict[str, Any] = {
@@ -84,7 +87,7 @@ def refused(config, tmp_path, capsys):
         assert grpo(command, config(**changes)) == code
         said = capsys.readouterr().err
         assert "Traceback" not in said
-        said = said[said.index(f"grpo {command}: ") :]
+        said = said[said.index(f"grpo {command}") :]
         assert not (tmp_path / "runs").exists()
         return said
 
@@ -296,9 +299,32 @@ def test_a_gpu_that_is_not_there_is_refused_with_the_remedy(refused):
     assert "run.device = 'cuda', but torch finds no GPU; install a CUDA build of torch, or set auto" in said
 
 
-def test_a_launcher_of_several_processes_is_refused(refused, monkeypatch):
+def test_several_ranks_without_a_launcher_are_refused_by_the_variables_that_are_missing(refused, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert "WORLD_SIZE = 2: this version trains in one process; start it without a launcher" in refused(2)
+    monkeypatch.setenv("RANK", "0")
+    said = refused(2)
+    assert "WORLD_SIZE = 2, but the launcher did not set LOCAL_RANK, MASTER_ADDR, MASTER_PORT" in said
+    assert "start with torchrun or deepspeed" in said
+
+
+def test_a_cold_start_whose_batch_the_ranks_do_not_divide_is_refused_with_both_numbers(tmp_path):
+    config = small_run_config(tmp_path)
+    with (
+        opened_run(config) as run,
+        pytest.raises(ConfigError, match=r"sft.batch_size = 8: must be a multiple of the 3 "),
+    ):
+        cold_start(
+            run.policy,
+            chat=run.chat,
+            traces=run.traces,
+            config=config.sft,
+            pass_at_1=lambda: 0.0,
+            should_stop=lambda: False,
+            on_look=lambda step, value: None,
+            seed=0,
+            folder=tmp_path,
+            world=World(rank=0, size=3, device=run.world.device),
+        )
 
 
 # --- rewards that fail on the way -------------------------------------------------------------------------------------

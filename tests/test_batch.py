@@ -291,6 +291,55 @@ def test_every_rollout_is_in_one_micro_batch_within_the_budget_and_padded_only_t
     assert sum(float(batch.weights.sum()) for batch in batches) == pytest.approx(1)
 
 
+def parts(groups: Sequence[list[TrainedRollout]], *, num_ranks: int, tokens: int) -> list[list[MicroBatch]]:
+    """Each rank's micro-batches."""
+    return [
+        micro_batches(
+            groups,
+            tokens_per_micro_batch=tokens,
+            limit_tokens=LIMIT_TOKENS,
+            aggregation="token",
+            device=CPU,
+            rank=rank,
+            num_ranks=num_ranks,
+        )
+        for rank in range(num_ranks)
+    ]
+
+
+@given(
+    lengths=st.lists(st.integers(1, LIMIT_TOKENS), min_size=1, max_size=30),
+    tokens=st.integers(1, 200),
+    num_ranks=st.integers(1, 5),
+)
+def test_ranks_have_as_many_micro_batches_and_every_rollout_once(lengths, tokens, num_ranks):
+    groups = [trained_of([rollout_of(2, length, attempt=n) for n, length in enumerate(lengths)])]
+    of_ranks = parts(groups, num_ranks=num_ranks, tokens=tokens)
+    assert len({len(of_rank) for of_rank in of_ranks}) == 1
+    attempts = [t.rollout.attempt for of_rank in of_ranks for batch in of_rank for t in batch.rollouts]
+    assert sorted(attempts) == list(range(len(lengths)))
+    for at_once in zip(*of_ranks, strict=True):
+        assert {batch.most_actions for batch in at_once} == {max(len(batch.targets) for batch in at_once)}
+        assert all(len(b.rollouts) == 1 or b.input_ids.numel() <= tokens for b in at_once if b.rollouts)
+
+
+def test_what_ranks_have_at_the_same_time_is_about_equally_large():
+    lengths = [24, 24, 23, 23, 12, 12, 11, 11, 4, 4, 3, 3]
+    groups = [trained_of([rollout_of(2, length) for length in lengths])]
+    for first, second in zip(*parts(groups, num_ranks=2, tokens=26), strict=True):
+        assert abs(first.input_ids.numel() - second.input_ids.numel()) <= 2
+
+
+def test_a_rank_without_a_rollout_has_a_filler_that_adds_nothing_to_the_gradient():
+    policy = tiny_policy("llama")
+    (only,), (filler,) = parts([trained_of([rollout_of(3, 4)])], num_ranks=2, tokens=WHOLE)
+    assert (len(only.rollouts), len(filler.rollouts), len(filler.targets)) == (1, 0, 0)
+    logprobs, entropy = policy(filler)
+    assert (len(logprobs), len(entropy)) == (0, 0)
+    logprobs.sum().backward()
+    assert all(not parameter.grad.any() for parameter in policy.parameters() if parameter.grad is not None)
+
+
 def test_short_rollouts_are_not_padded_to_the_longest_of_the_step():
     groups = [trained_of([rollout_of(10, 190)] + [rollout_of(4, 6) for _ in range(20)])]
     shapes = [tuple(batch.input_ids.shape) for batch in split(groups, tokens_per_micro_batch=200)]

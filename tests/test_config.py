@@ -93,7 +93,10 @@ def test_an_unknown_field_like_no_other_points_to_the_list_of_fields():
         ("train.steps=yes", "train.steps = True: must be a number (Steps of the run"),
         ("run.threads=true", "run.threads = True: must be a number (Torch threads"),
         ("curriculum.stages.1.until_plateau=7", "curriculum.stages.1.until_plateau = 7: must be true or false (End"),
-        ("model.dtype=int8", "model.dtype = 'int8': must be one of 'float32' or 'bfloat16' (Type of weights"),
+        (
+            "model.dtype=int8",
+            "model.dtype = 'int8': must be one of 'float32', 'bfloat16' or 'float16' (Type of weights",
+        ),
         ("run.name=a b", "run.name = 'a b': must match ^[A-Za-z0-9]"),
         ("run.name=5", "run.name = 5: must be a text (Name of the run's folder"),
         ("sampling.stop_strings=x", "sampling.stop_strings = 'x': must be a list (Texts that end"),

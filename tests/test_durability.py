@@ -159,7 +159,7 @@ def grown(name: str) -> Callable[[Path], bool]:
 
     def longer(run: Path) -> bool:
         number = len(read_lines(run / name))
-        least.append(min(number, *least[-1:]))
+        least.append(min([number, *least[-1:]]))
         return number > least[-1]
 
     return longer
