@@ -177,7 +177,7 @@ class SamplingConfig(Section):
     max_rows: int = Field(256, ge=8)
     """Completions decoded at once, 8 at least (fewer round differently). Lower it when sampling runs out of memory."""
     prefill_tokens: int = Field(16384, ge=1)
-    """Prompt tokens of one prefill, padding included; prompts of like length share one, and a longer prompt is alone."""
+    """Prompt tokens of one prefill, padding included. Prompts of like length share one; a longer prompt is alone."""
 
     @model_validator(mode="after")
     def _stops_on_something(self) -> Self:
