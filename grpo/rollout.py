@@ -178,11 +178,14 @@ class Rollouts:
 
     def _places(self, attempts: Sequence[Attempts]) -> Iterator[int]:
         """The places in `attempts` that this rank draws: by a plan, or as they are free."""
+        if self._world.size == 1:
+            yield from range(len(attempts))
+            return
         costs = [
             wanted.num_rollouts * self.lengths.of(wanted.problem.id) + len(self._chat.prompt_ids(wanted.problem))
             for wanted in attempts
         ]
-        if self._deterministic or self._world.size == 1:
+        if self._deterministic:
             yield from shares(costs, num_ranks=self._world.size)[self._world.rank]
             return
         self._num_runs += 1

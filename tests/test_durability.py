@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -261,6 +262,12 @@ def test_a_signal_saves_after_the_step_and_says_how_to_go_on(tmp_path, finished,
     assert "add --resume to go on" in said
     assert resumed(run) == 0
     assert_same_outcome(run, finished)
+
+
+def test_the_log_tells_how_long_each_checkpoint_held_up_the_loop(finished):
+    log = (finished / "logs" / "rank_0.log").read_text()
+    told = re.findall(r"checkpoint: step_0000(\d\d); the loop stood still for \d+\.\d+ s, written in \d+\.\d+ s", log)
+    assert told == ["02", "04", "06", "08"]
 
 
 def test_a_second_signal_stops_at_once_and_loses_no_more_than_a_kill(tmp_path, finished, capsys):
