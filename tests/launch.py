@@ -51,12 +51,18 @@ def started(*arguments: str | Path, ranks: int, output: Path) -> "subprocess.Pop
         return subprocess.Popen(command(*arguments, ranks=ranks), cwd=ROOT, env=environment(), stdout=file, stderr=file)
 
 
-def launched(*arguments: str | Path, ranks: int, limit_seconds: float = 240, launcher: Launcher = command) -> str:
+def launched(
+    *arguments: str | Path,
+    ranks: int,
+    limit_seconds: float = 240,
+    launcher: Launcher = command,
+    accelerator: str = "cpu",
+) -> str:
     """What a program says on several ranks that all end well."""
     done = subprocess.run(
         launcher(*arguments, ranks=ranks),
         cwd=ROOT,
-        env=environment(),
+        env=environment(DS_ACCELERATOR=accelerator),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

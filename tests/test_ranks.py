@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.launch import by_deepspeed, launched, started
 from tests.runs import assert_same_outcome, grpo, outcome, read_jsonl, small_run_file
@@ -259,3 +260,22 @@ def test_a_full_disk_on_the_main_rank_is_the_last_word_of_every_log(tmp_path):
         assert "metrics.jsonl: No space left on device" in last_line(run, rank=rank)
     (run / "metrics.jsonl").unlink()
     launched(SCRIPT, config, "--resume", ranks=2)
+
+
+# --- GPUs -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("strategy", ["ddp", "zero1", "zero2", "zero3"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_the_recipe_runs_on_gpus_and_sampler_and_trainer_agree(tmp_path, strategy, dtype):
+    changes = {"run.device": "cuda", "model.dtype": dtype, "distributed.strategy": strategy}
+    launched(
+        SCRIPT,
+        small_run_file(tmp_path, **changes),
+        ranks=min(2, torch.cuda.device_count()),
+        accelerator="cuda",
+    )
+    rows = read_jsonl(tmp_path / "runs" / "small" / "metrics.jsonl")
+    assert len(rows) == 8
+    assert all(row["policy/sampler_logprob_gap_max"] < 0.2 for row in rows if "policy/sampler_logprob_gap_max" in row)
