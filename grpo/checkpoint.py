@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from grpo.errors import CheckpointError
 from grpo.folder import named_disk_errors
 
+ASIDE = ".old.tmp"
 WEIGHTS, OPTIMIZER, STATE, MANIFEST = "policy.safetensors", "optimizer.pt", "state.json", "manifest.json"
 
 
@@ -47,10 +48,15 @@ def save(
             for file in temporary.iterdir():
                 _sync(file)
             _sync(temporary)
-            # A folder of this name is the same step of the same run, written before a resume from an earlier one.
-            shutil.rmtree(path, ignore_errors=True)
+            # A folder of this name is the same step of the same run, written before a resume from an earlier one. It
+            # steps aside whole: a kill in between leaves it for `recover`.
+            aside = path.with_name(f".{path.name}{ASIDE}")
+            shutil.rmtree(aside, ignore_errors=True)
+            if path.exists():
+                path.rename(aside)
             temporary.rename(path)
             _sync(path.parent)
+            shutil.rmtree(aside, ignore_errors=True)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
@@ -139,6 +145,15 @@ def check(path: Path) -> None:
             raise CheckpointError(f"{path}: {name} was altered after it was written; delete it to use the one before")
 
 
+def is_whole(path: Path) -> bool:
+    """Whether `check` finds nothing wrong."""
+    try:
+        check(path)
+    except CheckpointError:
+        return False
+    return True
+
+
 def steps(folder: Path) -> list[tuple[int, Path]]:
     """Step checkpoints under `folder`, oldest first."""
     matches = [(re.fullmatch(r"step_(\d+)", path.name), path) for path in folder.glob("step_*")]
@@ -148,6 +163,14 @@ def steps(folder: Path) -> list[tuple[int, Path]]:
 def step_path(folder: Path, step: int) -> Path:
     """Where the checkpoint after `step` steps lies."""
     return folder / f"step_{step:06d}"
+
+
+def recover(folder: Path) -> None:
+    """Give a checkpoint its name back that stepped aside for one that a kill kept from taking its place."""
+    for aside in folder.glob(f".*{ASIDE}"):
+        path = folder / aside.name.removeprefix(".").removesuffix(ASIDE)
+        if not path.exists():
+            aside.rename(path)
 
 
 def newest_whole(folder: Path, *, last_step: int | None = None) -> tuple[Path | None, list[str]]:

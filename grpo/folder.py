@@ -197,6 +197,8 @@ class RunFolder:
     def _forget(self, first: Phase) -> None:
         """Delete phase `first` and every later one."""
         phases = PHASES[PHASES.index(first) :]
+        # First of all: a kill in between must leave no phase that counts as finished and is half there.
+        write_text(self._phases, json.dumps({name: done and name not in phases for name, done in self.begun().items()}))
         for phase, paths in self._artefacts().items():
             if phase in phases:
                 for path in paths:

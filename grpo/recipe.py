@@ -307,6 +307,8 @@ def newest_checkpoint(run: Run, phase: Phase) -> Path | None:
 
     Raises CheckpointError when there are some and none is whole."""
     folder = run.folder.checkpoints
+    if run.world.is_main:
+        checkpoint.recover(folder)
     newest, faults = run.world.broadcast(checkpoint.newest_whole(folder) if run.world.is_main else (None, []))
     for fault in faults:
         run.console.say(f"{phase}: {fault}")
@@ -339,13 +341,25 @@ def load_final(run: Run) -> int:
         run.console.say("eval: no checkpoint of a training, so the final policy is the one that training starts from")
         load_start(run)
         return 0
-    best = sorted(run.folder.checkpoints.glob("best_*"))
-    path = run.world.broadcast(best[-1] if best and run.config.evaluation.checkpoint == "best" else newest)
+    path = run.world.broadcast(_best(run) or newest)
     weights, _, _ = checkpoint.load(path, device=CPU)
     run.strategy.load_weights(weights)
     run.rollouts.load_weights()
     run.console.say(f"eval: the final policy is {path}")
     return int(path.name.split("_")[1])
+
+
+def _best(run: Run) -> Path | None:
+    """The best policy's checkpoint, where the config asks for it and it is whole; says where it is not."""
+    found = sorted(run.folder.checkpoints.glob("best_*"))
+    if run.config.evaluation.checkpoint != "best" or not found:
+        return None
+    try:
+        checkpoint.check(found[-1])
+    except CheckpointError as error:
+        run.console.say(f"eval: {error}; the newest step is evaluated instead")
+        return None
+    return found[-1]
 
 
 def read_tiers(run: Run) -> dict[str, dict[str, Any]]:

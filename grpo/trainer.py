@@ -108,7 +108,7 @@ class Trainer:
                 if reason or stop or self._progress.step % self._config.checkpoint.every_steps == 0:
                     self.save()
                 if stop:
-                    self._writer.wait()  # what the message promises is there
+                    self._wait_for_writer()
                     raise Interrupted(
                         f"stopped after step {self._progress.step}; saved in {self._parts.folder.checkpoints}: "
                         "add --resume to go on"
@@ -189,10 +189,17 @@ class Trainer:
                 "last checkpoint again"
             )
         self._progress = progress
-        if progress.step:
+        folder = self._parts.folder.checkpoints
+        saved = self._parts.world.is_main and checkpoint.is_whole(checkpoint.step_path(folder, progress.step))
+        if progress.step and not self._parts.world.broadcast(saved):
             self._save(self._step_start)
-            self._writer.wait()
+        self._wait_for_writer()
         return Interrupted(f"stopped in the middle of step {progress.step + 1}, which --resume begins again")
+
+    def _wait_for_writer(self) -> None:
+        """Until what a message promises is there, on every rank: one that ended before would end the main rank too."""
+        self._writer.wait()
+        self._parts.world.any(False)
 
     # --- sampling -------------------------------------------------------------------------------------------------
 

@@ -196,7 +196,9 @@ class StepStats:
 
     def add_max(self, name: str, value: float) -> None:
         """Let `name` be the largest value it was given."""
-        self._maxima[name] = max(self._maxima.get(name, -math.inf), float(value))
+        largest = self._maxima.get(name, -math.inf)
+        # NaN, which no comparison finds, is above everything: a guard has to see it.
+        self._maxima[name] = largest if math.isnan(largest) or float(value) <= largest else float(value)
 
     def merge(self, other: "StepStats") -> None:
         """Add all that another rank or part of the step has counted."""

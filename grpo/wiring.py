@@ -2,6 +2,8 @@
 
 Whatever can be found wrong without sampling a token is found here, before anything expensive starts."""
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -73,6 +75,7 @@ def opened(
     rows = _rows(config, console)
     if world.is_main:
         RunFolder.check(config, problem_ids=rows.problem_ids, start=start, phases=phases)
+    _check_alike(world, {"config": config.model_dump(mode="json"), "rows": rows.problem_ids})
     parts = _parts(config, rows.sets, world=world, console=console, must_stop=must_stop)
     with ExitStack() as stack:
         folder = stack.enter_context(_folder(config, world, problem_ids=rows.problem_ids, start=start, phases=phases))
@@ -151,6 +154,7 @@ def _parts(
         f"{len(fitting['train'])} problems to practise, {len(fitting['validation'])} for validation, "
         f"{len(fitting['heldout'])} held out" + "".join(f"; {n} dropped: {why}" for why, n in sets.dropped.items())
     )
+    _check_alike(world, {"weights": {name: _digest(weight) for name, weight in model.named_parameters()}})
     strategy = _strategy(policy, world, config)
     if world.size > 1:
         console.say(strategy.describe())
@@ -237,6 +241,35 @@ def _folder(
         return
     world.broadcast(None)
     yield RunFolder.followed(config, rank=world.rank)
+
+
+def _check_alike(world: World, own: Mapping[str, Mapping[str, object]]) -> None:
+    """Raises ConfigError on every rank where one has another config, other rows or other weights than the main one.
+
+    Ranks that differ would go on, each with a policy and problems of its own, and nothing would tell."""
+    hashes = {
+        f"{what}: {name}": hashlib.blake2b(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+        for what, parts in own.items()
+        for name, value in parts.items()
+    }
+    of_ranks = world.gather(hashes)
+    for rank, found in enumerate(of_ranks):
+        differing = sorted(n for n in found.keys() | of_ranks[0].keys() if found.get(n) != of_ranks[0].get(n))
+        if differing:
+            raise ConfigError(
+                f"rank {rank} has not what rank 0 has ({_listed(differing)}); give every node the same YAML file, "
+                "overrides, rows and model"
+            )
+
+
+def _listed(names: Sequence[str], *, most: int = 3) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _digest(weight: Tensor) -> list[float]:
+    """A few numbers of a weight, enough to tell models apart at no cost."""
+    numbers: list[float] = weight.detach().flatten()[:16].float().tolist()
+    return numbers
 
 
 def _strategy(policy: Policy, world: World, config: RunConfig) -> Strategy:

@@ -307,6 +307,15 @@ def test_several_ranks_without_a_launcher_are_refused_by_the_variables_that_are_
     assert "start with torchrun or deepspeed" in said
 
 
+def test_a_rank_with_another_config_or_model_is_refused_by_what_differs(tmp_path, monkeypatch):
+    monkeypatch.setattr(World, "gather", lambda self, value: [value, value | {next(iter(value)): "other"}])
+    with (
+        pytest.raises(ConfigError, match=r"rank 1 has not what rank 0 has \(config: run\); give every node the same"),
+        opened_run(small_run_config(tmp_path)),
+    ):
+        pass
+
+
 def test_a_cold_start_whose_batch_the_ranks_do_not_divide_is_refused_with_both_numbers(tmp_path):
     config = small_run_config(tmp_path)
     with (

@@ -5,6 +5,7 @@ import pytest
 from grpo.config import GuardConfig
 from grpo.errors import DivergenceError
 from grpo.guards import Guards
+from grpo.types import StepStats
 from tests.runs import grpo, read_jsonl, small_run_file
 
 BOUNDS = GuardConfig(max_ratio=2.0, max_sampler_gap=0.1, max_steps_in_a_row=3)
@@ -53,3 +54,10 @@ def test_a_run_above_a_bound_warns_in_its_events_and_ends_with_the_code_of_diver
     run = tmp_path / "runs" / "small"
     assert [event["step"] for event in read_jsonl(run / "events.jsonl") if event["event"] == "guard"] == [1]
     assert len(read_jsonl(run / "metrics.jsonl")) == 2
+
+
+def test_a_ratio_that_is_no_number_reaches_the_guard_whatever_comes_after_it():
+    stats = StepStats()
+    for value in (1.0, math.nan, 2.0):
+        stats.add_max("policy/ratio_max", value)
+    assert math.isnan(stats.reduce()["policy/ratio_max"])

@@ -44,7 +44,7 @@ class WatchdogConfig(Section):
     seconds: float = Field(600.0, gt=0)
     """A phase without progress for this long ends every rank with exit code 75 and the stacks of all threads in its
     log. Progress is a decoded token, a verdict, a micro-batch, a file: set it above the longest single one of them,
-    such as loading the model."""
+    such as loading the model or writing a checkpoint."""
 
 
 class GuardConfig(Section):

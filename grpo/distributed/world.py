@@ -110,6 +110,8 @@ class World:
                 flat = torch.cat([t.reshape(-1) for t in bucket])
                 with self._waiting():
                     dist.all_reduce(flat)
+                    if flat.is_cuda:
+                        torch.cuda.current_stream().synchronize()  # NCCL only queues it: the wait would be elsewhere
                 for t, summed in zip(bucket, flat.split([t.numel() for t in bucket]), strict=True):
                     t.copy_(summed.view_as(t))
                 bucket = []
