@@ -304,6 +304,7 @@ def test_the_prompt_is_the_chat_template_and_ends_where_the_assistant_begins(mem
     assert tokenizer.decode([token for token, learn in zip(ids, learned, strict=True) if learn]).startswith("It is")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [

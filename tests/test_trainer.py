@@ -158,6 +158,7 @@ def test_with_the_samplers_old_log_probs_the_ratio_is_to_them_and_the_gap_is_of_
     assert row["policy/sampler_logprob_gap_max"] == pytest.approx(0.1, abs=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "bound"), [("float32", 1e-5), ("bfloat16", 0.005)])
 def test_splitting_a_step_into_480_micro_batches_changes_its_gradient_by_rounding_alone(
     tmp_path, monkeypatch, dtype, bound

@@ -231,6 +231,7 @@ def test_a_reward_that_never_returns_ends_the_run_with_its_name_and_its_stack(tm
     assert re.fullmatch(line, ended.last_line(0))
 
 
+@pytest.mark.slow
 def test_a_rank_that_hangs_ends_the_others_with_its_name(tmp_path):
     ended = run(tmp_path, act="hang", at_rank=1)
     assert ended.exit_codes == (StalledError.exit_code,) * 2
@@ -240,7 +241,8 @@ def test_a_rank_that_hangs_ends_the_others_with_its_name(tmp_path):
         assert re.search("rank 1 made no progress for . s .* in phase 'reward', step 3", ended.last_line(rank))
 
 
-@pytest.mark.parametrize("at_rank", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("at_rank", [0, 1])
 def test_a_stopped_rank_is_named_and_killed(tmp_path, at_rank):
     ended = run(tmp_path, act="stop", at_rank=at_rank)
     assert ended.exit_codes[1 - at_rank] == StalledError.exit_code
@@ -256,7 +258,8 @@ def test_a_killed_rank_is_named_by_the_others(tmp_path, at_rank):
     assert re.search(f"rank {at_rank} is gone: .* in phase 'reward', step 3", ended.last_line(1 - at_rank))
 
 
-@pytest.mark.parametrize("at_rank", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("at_rank", [0, 1])
 def test_an_error_of_one_rank_is_the_last_line_and_the_exit_code_of_every_other(tmp_path, at_rank):
     ended = run(tmp_path, act="disk", at_rank=at_rank)
     assert ended.exit_codes == (DiskError.exit_code,) * 2

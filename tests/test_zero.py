@@ -82,7 +82,7 @@ def thorough(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 EVERY = [
-    *(pytest.param("quick", name, case, id=name) for name, case in UPDATES.items()),
+    *(pytest.param("quick", name, case, id=name, marks=pytest.mark.slow) for name, case in UPDATES.items()),
     *(pytest.param("thorough", name, case, id=name, marks=pytest.mark.slow) for name, case in MORE_UPDATES.items()),
 ]
 of_every_case = pytest.mark.parametrize(("launch", "name", "case"), EVERY)
@@ -154,6 +154,7 @@ def test_an_overflow_in_float16_halves_the_runs_own_loss_scale(thorough, name):
     assert thorough[name]["scale_after_skipping"] == 512.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SAMPLING)
 def test_each_rank_samples_from_the_weights_as_they_stand_as_many_requests_as_it_likes(quick, name):
     """Before and after an update, and steered: the tokens and log-probs of a plain policy with the same weights."""
@@ -163,11 +164,13 @@ def test_each_rank_samples_from_the_weights_as_they_stand_as_many_requests_as_it
     assert found["steering_changes_tokens"] == [True, True]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SAMPLING)
 def test_what_is_sampled_from_is_one_object_for_good(quick, name):
     assert quick[name]["objects"] == 1
 
 
+@pytest.mark.slow
 def test_gathered_weights_are_let_go_between_sampling_phases(quick):
     assert quick["sampling-zero3-gather"]["weights_held_between"] == 0
 
