@@ -1,4 +1,4 @@
-"""Rows become problems: read through `datasets`, named by content, deduplicated, and split without overlap."""
+"""Rows become problems: read from JSON or through `datasets`, named by content, deduplicated, split without overlap."""
 
 import difflib
 import hashlib
@@ -17,9 +17,10 @@ from grpo.config import DataConfig, Source
 from grpo.errors import ConfigError, DataError
 from grpo.seeds import torch_seed
 from grpo.types import Message, Problem
-from rewards import RewardSpec
+from rewards import BrokenLine, RewardSpec, read_jsonl_rows
 
-FILE_FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+JSON_FILES = (".jsonl", ".json")
+FILE_FORMATS = (*JSON_FILES, ".parquet")
 # Endings of files that are not read here: a path that has one is no hub id.
 OTHER_FILES = (".csv", ".tsv", ".txt", ".arrow", ".xlsx", ".yaml", ".yml", ".gz", ".zip", ".zst")
 
@@ -123,14 +124,16 @@ def load_rows(source: Source, *, field: str, seed: int) -> Sequence[Mapping[str,
         raise DataError(f"{field}: {error}") from error
     if source.options:
         raise DataError(f"{field}.options are for task:NAME sources; {source.path!r} is none: drop them")
-    # Imported here: datasets takes two seconds, and a run on a task's own rows never needs it.
-    import datasets
-
     path = Path(source.path)
     kind = _kind(source.path, field=field)
+    if path.suffix in JSON_FILES and kind == "file":
+        return _json_rows(path, place=f"{field}.path = {source.path!r}")
+    # Imported here: datasets takes two seconds, and a run on a task's or a JSON file's rows never needs it.
+    import datasets
+
     try:
         if kind == "file":
-            read = datasets.load_dataset(FILE_FORMATS[path.suffix], data_files=str(path), split="train")
+            read = datasets.load_dataset("parquet", data_files=str(path), split="train")
         elif (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
             read = datasets.load_from_disk(str(path))
             read = read[source.split] if isinstance(read, datasets.DatasetDict) else read
@@ -173,8 +176,40 @@ def _kind(name: str, *, field: str) -> Literal["file", "folder", "hub id"]:
     return "hub id"
 
 
+def _json_rows(path: Path, *, place: str) -> list[dict[str, Any]]:
+    """The rows of a file of JSON lines, or of one list, each with every column of the file, None where it has none.
+
+    What is nested stays as it was written. (`datasets` keeps columns as Arrow does, which gives every mapping in a
+    column the keys of all of them: a reward would be told of arguments that no row mentions.)"""
+    try:
+        rows = _json_list(path) if path.suffix == ".json" else None
+        rows = list(read_jsonl_rows(path)) if rows is None else rows
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{place}: this file could not be read ({error}); check that it is whole") from error
+    for number, row in enumerate(rows, start=1):
+        if isinstance(row, BrokenLine):
+            raise DataError(f"{place}: this file could not be read ({row.detail}); check that every line is whole")
+        if not isinstance(row, dict):
+            raise DataError(f"{place}: entry {number} is a {type(row).__name__}; a row is a JSON object")
+    columns = dict.fromkeys(name for row in rows for name in row)
+    return [columns | row for row in rows]
+
+
+def _json_list(path: Path) -> list[Any] | None:
+    """The entries of a file that is one JSON list; None where it is lines."""
+    with path.open("rb") as file:
+        if not file.read(1024).lstrip().startswith(b"["):
+            return None
+        file.seek(0)
+        rows = json.load(file)
+    assert isinstance(rows, list), "what begins with a bracket is a list"
+    return rows
+
+
 def _problem(row: Mapping[str, Any], source: Source, *, reward: RewardSpec, place: str) -> Problem | None:
     messages = _messages(row, source, place=place)
+    if source.answer_column is None:
+        return _named(messages, "", source=source, reward=reward, meta=dict(row))
     if source.answer_column not in row:
         raise DataError(_no_column(place, "answer_column", source.answer_column, row))
     text = _answer_text(row[source.answer_column], place=place, column=source.answer_column)
@@ -196,10 +231,17 @@ def _problem(row: Mapping[str, Any], source: Source, *, reward: RewardSpec, plac
     text = text.strip()
     if not text:
         return None
-    content = json.dumps([[m.role, m.content] for m in messages] + [text], ensure_ascii=False)
+    return _named(messages, text, source=source, reward=reward, meta=meta)
+
+
+def _named(
+    messages: tuple[Message, ...], answer: str, *, source: Source, reward: RewardSpec, meta: dict[str, Any]
+) -> Problem:
+    """The problem, whose id is made of its messages and its answer."""
+    content = json.dumps([[m.role, m.content] for m in messages] + [answer], ensure_ascii=False)
     identity = hashlib.blake2b(content.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
     return Problem(
-        id=identity, messages=messages, answer=text, reward=reward, meta=meta, prompt_suffix=source.prompt_suffix
+        id=identity, messages=messages, answer=answer, reward=reward, meta=meta, prompt_suffix=source.prompt_suffix
     )
 
 
@@ -210,10 +252,9 @@ def _answer_text(answer: Any, *, place: str, column: str) -> str:
     try:
         return json.dumps(answer, ensure_ascii=False)
     except (TypeError, ValueError) as error:
-        # datasets takes texts like 2024-01-31 in JSON files for points in time; Parquet keeps the type it was given.
         raise DataError(
-            f"{place}: {column} = {answer!r}: an answer must be a text, a number or a list of them; a file of dates is "
-            "best given as Parquet with a column of texts"
+            f"{place}: {column} = {answer!r}: an answer must be a text, a number or a list of them; write dates and "
+            "the like as texts"
         ) from error
 
 

@@ -143,14 +143,33 @@ def test_the_suffix_goes_to_the_last_user_message_whatever_comes_after_it(tmp_pa
 def test_a_verifier_sees_the_row_with_its_answer_its_prompt_and_its_messages(tmp_path):
     (problem,) = problems_of({"path": write_jsonl(tmp_path / "rows.jsonl", ROWS[:1])})
     assert problem.reward == REWARD
-    assert problem.for_verifier(finished=False) == {
+    assert problem.for_verifier(finished=False, num_tokens=7) == {
         "id": problem.id,
         "prompt": "What is 0 + 0?",
         "messages": [{"role": "user", "content": "What is 0 + 0?"}],
         "answer": "0",
         "level": 0,
         "finished": False,
+        "num_tokens": 7,
     }
+
+
+def test_what_is_nested_in_a_json_row_is_not_given_the_keys_of_other_rows(tmp_path):
+    rows = [{"prompt": "a", "wanted": {"f": {"x": [1]}}}, {"prompt": "b", "wanted": {"g": {"y": [None, "2"]}}}]
+    lines = problems_of({"path": write_jsonl(tmp_path / "rows.jsonl", rows), "answer_column": None})
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    listed = problems_of({"path": str(tmp_path / "rows.json"), "answer_column": None})
+    assert [problem.meta["wanted"] for problem in lines] == [row["wanted"] for row in rows]
+    assert lines == listed
+
+
+def test_rows_need_no_answer_where_the_reward_reads_other_columns(tmp_path):
+    rows = [{"prompt": "a", "tests": {"type": "stdin"}}, {"prompt": "b", "tests": None, "answer": "kept as it is"}]
+    dropped: dict[str, int] = {}
+    path = write_jsonl(tmp_path / "rows.jsonl", rows)
+    first, second = problems_of({"path": path, "answer_column": None}, dropped=dropped)
+    assert (first.answer, first.meta["tests"], second.answer) == ("", {"type": "stdin"}, "")
+    assert dropped == {}
 
 
 # --- GSM8K -----------------------------------------------------------------------------------------------------------
@@ -264,7 +283,7 @@ def test_an_answer_that_json_cannot_write_is_named_with_the_remedy(tmp_path, ans
 
 def test_an_answer_that_looks_like_a_date_is_never_altered_in_silence(tmp_path):
     rows = [{"prompt": "a", "answer": "2024-01-31"}]
-    assert "best given as Parquet" in refusal({"path": write_jsonl(tmp_path / "rows.jsonl", rows)})
+    assert problems_of({"path": write_jsonl(tmp_path / "rows.jsonl", rows)})[0].answer == "2024-01-31"
     datasets.Dataset.from_list(rows).to_parquet(tmp_path / "rows.parquet")
     assert problems_of({"path": str(tmp_path / "rows.parquet")})[0].answer == "2024-01-31"
 
@@ -494,8 +513,9 @@ def test_a_missing_file_is_named_with_the_place_where_it_was_looked_for(tmp_path
     ("text", "expected"),
     [
         ("", "the file is empty; give one with rows"),
-        ('{"prompt": "a", "answer": "1"}\n{broken\n', "JSON parse error: Missing a name for object member. in row 1"),
+        ('{"prompt": "a", "answer": "1"}\n{broken\n', "line 2 is not JSON: Expecting property name"),
         ("plain text\n", "check that every line is whole"),
+        ('{"prompt": "a", "answer": "1"}\n[1]\n', "line 2 holds a list; a row is a JSON object"),
     ],
 )
 def test_a_file_without_rows_is_a_data_error_that_names_it_and_the_reason(tmp_path, text, expected):

@@ -112,8 +112,8 @@ class Source(Section):
     """Column with the prompt as text; not read where messages_column is set."""
     messages_column: str | None = None
     """Column with the prompt as a list of {role, content}."""
-    answer_column: str = "answer"
-    """Column with the right answer, as the reward wants it."""
+    answer_column: str | None = "answer"
+    """Column with the right answer, as the reward wants it; null where the reward reads other columns instead."""
     answer_pattern: str | None = None
     """Regular expression for the answer column, with a group named answer and, for a cold start, others such as
     solution; named groups become fields of the problem."""
@@ -135,6 +135,10 @@ class Source(Section):
                 raise ValueError(
                     f"{name} = {pattern!r}: has no group (?P<answer>...); name the part that is the answer"
                 )
+        if self.answer_pattern is not None and self.answer_column is None:
+            raise ValueError(
+                f"answer_pattern = {self.answer_pattern!r} reads the answer column, and answer_column is null; name it"
+            )
         if self.drop_pattern is not None and self.answer_pattern is None:
             raise ValueError(
                 f"drop_pattern = {self.drop_pattern!r} edits the groups of answer_pattern, which is not set; set it too"
