@@ -162,7 +162,7 @@ class Rollouts:
                 wanted = attempts[taken[completion.request]]
                 rollout = _rollout(requests[completion.request], completion, wanted=wanted, step=step)
                 text = self._chat.text(completion.token_ids)
-                view = wanted.problem.for_verifier(finished=rollout.finished)
+                view = wanted.problem.for_verifier(finished=rollout.finished, num_tokens=rollout.num_actions)
                 verdict = self._pool.submit(wanted.problem.reward, text, view)
                 drawn[completion.request, completion.index] = (rollout, text, verdict)
         except GaveUp:

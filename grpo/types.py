@@ -57,8 +57,8 @@ class Problem:
         turns[-1] = turns[-1].removesuffix(self.prompt_suffix)
         return "\n".join(" ".join(turn.split()) for turn in turns)
 
-    def for_verifier(self, *, finished: bool) -> dict[str, Any]:
-        """The mapping that rewards see. `finished` is False when the token limit cut the completion."""
+    def for_verifier(self, *, finished: bool, num_tokens: int) -> dict[str, Any]:
+        """The mapping that rewards see: `finished` is False when the token limit cut the completion of `num_tokens`."""
         messages = [{"role": message.role, "content": message.content} for message in self.messages]
         return {
             **self.meta,
@@ -67,6 +67,7 @@ class Problem:
             "messages": messages,
             "answer": self.answer,
             "finished": finished,
+            "num_tokens": num_tokens,
         }
 
 

@@ -77,6 +77,7 @@ class Verifier(Protocol):
     """Judges one completion of one problem.
 
     `problem` holds at least id, answer, prompt (text), messages and every meta column of its row; it may hold
-    `finished`: True when the completion ended with an end token or stop string, False when the limit cut it."""
+    `finished`: True when the completion ended with an end token or stop string, False when the limit cut it, and
+    `num_tokens`: how many tokens the policy drew for it, an end token included."""
 
     def __call__(self, completion: str, problem: Mapping[str, Any], /) -> Reward: ...
