@@ -15,6 +15,7 @@ from rewards.length import soft_overlong_penalty
 from rewards.pool import Pool
 from rewards.score import BrokenLine, read_jsonl_rows, score_rows
 from rewards.spec import RewardSpec
+from rewards.trl_functions import as_trl, from_trl
 from rewards.types import Reward, Status, Verifier
 from rewards.user import load_function
 
@@ -26,8 +27,10 @@ __all__ = [
     "RewardSpec",
     "Status",
     "Verifier",
+    "as_trl",
     "build",
     "build_spec",
+    "from_trl",
     "load_function",
     "read_jsonl_rows",
     "score_rows",

@@ -1,0 +1,137 @@
+"""A reward in the form that TRL's GRPOTrainer calls, and a reward function of TRL's in the form of this package.
+
+Only here do columns arrive as keywords, as TRL dictates; TRL itself is not imported."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import inspect
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+from rewards.build import build_spec
+from rewards.guard import guard
+from rewards.pool import Pool
+from rewards.spec import RewardSpec
+from rewards.types import Reward, Verifier
+
+OF_THE_TRAINER = frozenset({"trainer_state", "log_extra", "log_metric", "environments"})
+"""Keywords that TRL adds to the columns of the data set."""
+
+TrlFunction = Callable[..., list[float | None]]
+
+
+def as_trl(reward: str | RewardSpec | Verifier, *, pool: Pool | None = None) -> TrlFunction:
+    """The reward as `reward_funcs` of TRL's GRPOTrainer takes it: a list of values, None where there is no verdict.
+
+    The verifier sees each row's columns, `prompt` (the last message's text), `messages` where the data are
+    conversational, and `num_tokens`; TRL does not tell whether a completion ended by itself, so `finished` is missing.
+    A name or a spec is judged in `pool`, or in a pool of two workers that is opened with the first call and closed
+    when Python ends; a verifier is called in this process. Lost verdicts are logged as `<name>/errors`, parts as
+    `<name>/<part>`, and the first of each cause as a warning; TRL leaves a rollout without a value out of its group.
+    Raises ValueError for a reward that cannot be built."""
+    judge, title = _judge(reward, pool=pool)
+    warned: set[str] = set()
+
+    def function(
+        prompts: Sequence[Any], completions: Sequence[Any], completion_ids: Sequence[Any] = (), **columns: Any
+    ) -> list[float | None]:
+        log_metric = columns.get("log_metric")
+        rows = {name: values for name, values in columns.items() if name not in OF_THE_TRAINER}
+        calls = []
+        for index, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+            problem = {name: values[index] for name, values in rows.items()} | _asked(prompt)
+            if completion_ids:
+                problem["num_tokens"] = len(completion_ids[index])
+            calls.append((_text(completion), problem))
+        rewards = judge(calls)
+        for verdict in rewards:
+            if verdict.value is None and verdict.detail not in warned and len(warned) < 20:
+                warned.add(verdict.detail)
+                warnings.warn(f"{title}: {verdict.status}: {verdict.detail}", stacklevel=2)
+        if log_metric is not None:
+            for name, value in _metrics(rewards).items():
+                log_metric(f"{title}/{name}", value)
+        return [verdict.value for verdict in rewards]
+
+    function.__name__ = title  # what TRL calls the reward on its dashboards
+    return function
+
+
+def from_trl(function: Callable[..., Any], *, conversational: bool) -> Verifier:
+    """A reward function written for TRL, async ones too, as a verifier; it sees one completion at a time.
+
+    `conversational` says which form it expects: lists of messages, as TRL's own rewards do, or plain texts. The
+    problem's entries become the columns. Wrap it in a file and name that file as the reward:
+    `solved = from_trl(accuracy_reward, conversational=True)`."""
+
+    def judge(completion: str, problem: Mapping[str, Any]) -> Any:
+        columns = {name: [value] for name, value in problem.items() if name not in ("prompt", "messages")}
+        prompt, answer = problem.get("prompt", ""), completion
+        if conversational:
+            prompt = problem.get("messages") or [{"role": "user", "content": prompt}]
+            answer = [{"role": "assistant", "content": completion}]  # type: ignore[assignment]  # TRL's other form
+        values = function(prompts=[prompt], completions=[answer], **columns)
+        if inspect.iscoroutine(values):
+            values = asyncio.run(values)
+        (value,) = values
+        return value
+
+    return guard(judge, title=getattr(function, "__name__", type(function).__name__))
+
+
+def _judge(
+    reward: str | RewardSpec | Verifier, *, pool: Pool | None
+) -> tuple[Callable[[list[tuple[str, dict[str, Any]]]], list[Reward]], str]:
+    """What judges a batch, and the reward's title."""
+    if not isinstance(reward, (str, RewardSpec)):
+        title = getattr(reward, "__name__", type(reward).__name__)
+        verifier = guard(reward, title=title)
+        return lambda calls: [verifier(completion, problem) for completion, problem in calls], title
+    spec = RewardSpec(reward) if isinstance(reward, str) else reward
+    build_spec(spec)
+    pools = [] if pool is None else [pool]
+
+    def judge(calls: list[tuple[str, dict[str, Any]]]) -> list[Reward]:
+        if not pools:
+            pools.append(Pool(workers=2))
+            atexit.register(pools[0].close)
+        return pools[0].score_all([(spec, completion, problem) for completion, problem in calls])
+
+    return judge, spec.name or str(spec.function)
+
+
+def _asked(prompt: Any) -> dict[str, Any]:
+    """What the verifier sees of TRL's prompt: its text, and the messages where it is made of them."""
+    if isinstance(prompt, str):
+        return {"prompt": prompt}
+    return {"prompt": _content(prompt[-1]), "messages": prompt}
+
+
+def _text(completion: Any) -> str:
+    """The text to judge: the completion itself, or the last message of the policy's in it."""
+    if isinstance(completion, str):
+        return completion
+    own = [message for message in completion if message["role"] == "assistant"]
+    return _content(own[-1]) if own else ""
+
+
+def _content(message: Mapping[str, Any]) -> str:
+    """A message's text, whose content is a text, blocks of which some are texts, or nothing."""
+    content = message.get("content") or ""
+    if isinstance(content, str):
+        return content
+    return "".join(block.get("text", "") for block in content)
+
+
+def _metrics(rewards: Sequence[Reward]) -> dict[str, float]:
+    parts: dict[str, list[float]] = defaultdict(list)
+    for reward in rewards:
+        for name, part in reward.parts.items():
+            parts[name].append(part)
+    lost = fmean(reward.value is None for reward in rewards)
+    return {"errors": lost, **{name: fmean(values) for name, values in parts.items()}}
