@@ -1,4 +1,4 @@
-"""The wire between pool and worker: frames of a length and that many bytes, on pipes.
+"""The wire between pool, nursery and worker: frames of a length and that many bytes, on pipes.
 
 Requests are pickled by the pool, which trusts itself. Answers are JSON, so that nothing in a worker can make the
 trainer's process run anything."""
@@ -11,6 +11,10 @@ import struct
 from typing import Any
 
 HEADER = struct.Struct("<Q")
+PREPARE, FORK = b"p", b"w"
+"""What the pool asks of the nursery."""
+EXIT_CODE = struct.Struct("<i")
+"""What the nursery tells of a worker that has ended; negative: the signal that killed it."""
 
 
 def pack(body: bytes) -> bytes:

@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any
 
 from rewards.build import build_spec
-from rewards.process import WorkerDiedError, WorkerProcess
+from rewards.process import Nursery, WorkerDiedError, WorkerProcess
 from rewards.spec import RewardSpec
 from rewards.types import Reward, Status, Verifier
 
@@ -69,6 +69,8 @@ class Pool:
         self._queue: deque[_Call] = deque()
         self._closed = False
         self._live: set[WorkerProcess] = set()
+        self._nursery = Nursery()
+        self._known: set[RewardSpec] = set()
         self._unbuildable: dict[RewardSpec, str] = {}
         self._verifiers: dict[RewardSpec, Verifier | str] = {}
         self._seconds_per_call = MESSAGE_SECONDS
@@ -96,6 +98,7 @@ class Pool:
             self._lock.notify_all()
         for thread in self._threads:
             thread.join()
+        self._nursery.close()
 
     def submit(self, spec: RewardSpec, completion: str, problem: Mapping[str, Any]) -> Future[Reward]:
         """The future reward of one call; it holds a Reward in every case, never an exception, and cannot be cancelled.
@@ -117,6 +120,10 @@ class Pool:
             if self.workers == 0:
                 future.set_result(self._judge_here(spec, completion, problem))
                 continue
+            if spec not in self._known:
+                self._known.add(spec)
+                if spec.name:  # a user's file is loaded in workers alone
+                    self._nursery.prepare(spec)
             payload = _pack_call(spec, completion, problem)
             if isinstance(payload, Reward):
                 future.set_result(payload)
@@ -188,7 +195,7 @@ class Pool:
     def _start_worker(self, calls: deque[_Call]) -> WorkerProcess | None:
         """A live worker; None when it could not start, which is the error of the calls that wait for it."""
         try:
-            worker = WorkerProcess(memory_limit_mb=self.memory_limit_mb)
+            worker = WorkerProcess(self._nursery, memory_limit_mb=self.memory_limit_mb)
         except Exception as error:  # whatever it is: nobody waits for ever
             for call in calls:
                 call.future.set_result(Reward.error(f"a reward worker could not start: {error}"))

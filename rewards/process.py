@@ -1,6 +1,7 @@
-"""One worker process seen from the pool: start it, hand it frames, wait for its answers, kill it.
+"""Worker processes seen from the pool: the nursery that forks them, and one worker: hand it frames, wait for its
+answers, kill it.
 
-It knows nothing of calls, limits or order. The process is a plain Python with the module `rewards.worker` as its main
+It knows nothing of calls, limits or order. The nursery is a plain Python with the module `rewards.nursery` as its main
 program, so nothing of the parent's own main program is imported again."""
 
 from __future__ import annotations
@@ -10,14 +11,16 @@ import os
 import pickle
 import select
 import signal
+import socket
 import subprocess
 import sys
 import threading
 from pathlib import Path
-from time import monotonic, sleep
+from time import monotonic
 from typing import Any
 
-from rewards.frames import pack, unpack
+from rewards.frames import EXIT_CODE, FORK, PREPARE, pack, unpack
+from rewards.spec import RewardSpec
 
 START_LIMIT_SECONDS = 60.0
 SEND_LIMIT_SECONDS = 60.0
@@ -29,39 +32,110 @@ class WorkerDiedError(Exception):
     """The worker's end of the pipe is closed; the message tells how its process ended."""
 
 
+class Nursery:
+    """The process that workers are forked from; another takes its place when it has died. For many threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._prepared: list[RewardSpec] = []
+        self._process: subprocess.Popen[bytes] | None = None
+        self._control: socket.socket | None = None
+
+    def prepare(self, spec: RewardSpec) -> None:
+        """Have every worker born from here on with the packages of a built-in reward imported. Does not wait."""
+        with self._lock:
+            self._prepared.append(spec)
+            if self._control is not None:
+                self._send(self._control, PREPARE + pack(pickle.dumps(spec)))
+
+    def fork(self, descriptors: list[int]) -> None:
+        """Fork a worker with these three descriptors: its requests, its answers, its lifeline.
+
+        Raises WorkerDiedError when no nursery can be started."""
+        with self._lock:
+            for _ in range(2):  # the second time with a fresh one, when the first turns out to be dead
+                if self._control is None:
+                    self._start()
+                assert self._control is not None
+                try:
+                    socket.send_fds(self._control, [FORK], descriptors)
+                    return
+                except OSError:
+                    self._stop()
+            raise WorkerDiedError("has no process to be forked from: it died twice")
+
+    def close(self) -> None:
+        """End it, and every worker that is left."""
+        with self._lock:
+            self._stop()
+
+    def _start(self) -> None:
+        here, there = socket.socketpair()
+        try:
+            with there:
+                # A session of its own keeps Ctrl-C away from the start on.
+                self._process = subprocess.Popen(
+                    [sys.executable, "-P", "-m", "rewards.nursery"],
+                    stdin=there.fileno(),
+                    stdout=2,
+                    start_new_session=True,
+                    env=_environment(),
+                )
+        except OSError as error:
+            here.close()
+            raise WorkerDiedError(f"has no process to be forked from: {error}") from error
+        here.settimeout(SEND_LIMIT_SECONDS)
+        self._control = here
+        path = [os.path.abspath(entry) for entry in sys.path]
+        self._send(here, pack(pickle.dumps(path)))
+        for spec in self._prepared:
+            self._send(here, PREPARE + pack(pickle.dumps(spec)))
+
+    def _stop(self) -> None:
+        if self._control is not None:
+            self._control.close()  # which is its sign to kill its workers and end
+        if self._process is not None:
+            try:
+                self._process.wait(timeout=EXIT_WAIT_SECONDS)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        self._control = self._process = None
+
+    def _send(self, control: socket.socket, message: bytes) -> None:
+        """A nursery that is gone shows when it is asked for a worker."""
+        try:
+            control.sendall(message)
+        except OSError:
+            return
+
+
 class WorkerProcess:
     """A worker in a process group of its own, ready for frames when the constructor returns.
 
     `memory_limit_mb` bounds its address space; 0 sets no bound. Raises WorkerDiedError when it cannot start."""
 
-    def __init__(self, *, memory_limit_mb: int) -> None:
+    def __init__(self, nursery: Nursery, *, memory_limit_mb: int) -> None:
         self._buffer = bytearray()
-        self._reaping = threading.Lock()
-        # A session of its own keeps Ctrl-C away from the start on, and lets a kill reach what a verifier has started.
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "rewards.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            bufsize=0,
-            start_new_session=True,
-            env=_environment(),
-        )
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._requests = self._process.stdin.fileno()
-        self._answers = self._process.stdout.fileno()
+        requests, self._requests = os.pipe()
+        self._answers, answers = os.pipe()
+        self._lifeline, lifeline = socket.socketpair()
+        try:
+            with lifeline:
+                nursery.fork([requests, answers, lifeline.fileno()])
+        except WorkerDiedError:
+            self._close()
+            raise
+        finally:
+            os.close(requests)
+            os.close(answers)
         os.set_blocking(self._requests, False)
         self._readable = select.poll()
         self._readable.register(self._answers, select.POLLIN)
         self._writable = select.poll()
         self._writable.register(self._requests, select.POLLOUT)
-        settings = {
-            "parent_pid": os.getpid(),
-            "sys_path": [os.path.abspath(entry) for entry in sys.path],
-            "memory_limit_mb": memory_limit_mb,
-        }
         try:
-            self.send(pickle.dumps(settings))
+            self.send(pickle.dumps(memory_limit_mb << 20))
             if self.receive(limit_seconds=START_LIMIT_SECONDS) is None:
                 raise WorkerDiedError(f"did not start within {START_LIMIT_SECONDS:g} s")
         except WorkerDiedError:
@@ -99,40 +173,44 @@ class WorkerProcess:
             self._buffer += chunk
 
     def kill(self) -> None:
-        """End the process and whatever it has started in its group, and leave no zombie. Safe to call twice."""
-        self._kill_and_reap()
-        for pipe in (self._process.stdin, self._process.stdout):
-            assert pipe is not None
-            pipe.close()
+        """End the process and whatever it has started in its group, and wait until it is gone."""
+        self.interrupt()
+        self._told()
+        self._close()
 
     def interrupt(self) -> None:
         """Kill it from another thread: the one that waits for an answer sees the pipe end and cleans up."""
-        with self._reaping:
-            if self._process.returncode is None:
-                os.killpg(self._process.pid, signal.SIGKILL)
+        try:
+            self._lifeline.shutdown(socket.SHUT_WR)
+        except OSError:
+            return  # it has ended, or the thread that owns it was quicker
 
-    def _kill_and_reap(self) -> int:
-        with self._reaping:  # so that nobody signals a process id that is free again
-            if self._process.returncode is None:
-                os.killpg(self._process.pid, signal.SIGKILL)
-                self._process.wait()
-            return self._process.returncode
+    def _told(self) -> bytes | None:
+        """What the nursery says of the process's end; nothing when it is gone itself, None when it says none in time."""
+        self._lifeline.settimeout(EXIT_WAIT_SECONDS)
+        try:
+            return self._lifeline.recv(EXIT_CODE.size)
+        except TimeoutError:
+            return None
+        except OSError:
+            return b""
 
     def _how_it_ended(self) -> str:
-        exited = None
-        deadline = monotonic() + EXIT_WAIT_SECONDS
-        while exited is None and monotonic() < deadline:
-            # WNOWAIT leaves the process id taken, so that its group can still be killed.
-            exited = os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)
-            if exited is None:
-                sleep(0.002)
-        code = self._kill_and_reap()
-        if exited is None:
+        told = self._told()
+        if told is None:
             return "closed its pipe"
+        if not told:
+            return "died with the process that workers are forked from"
+        (code,) = EXIT_CODE.unpack(told)
         if code < 0:
             memory = ", perhaps by the kernel for want of memory" if code == -signal.SIGKILL else ""
             return f"died with signal {-code} ({signal.Signals(-code).name}){memory}"
         return f"died with exit code {code}"
+
+    def _close(self) -> None:
+        os.close(self._requests)
+        os.close(self._answers)
+        self._lifeline.close()
 
 
 def _environment() -> dict[str, str]:

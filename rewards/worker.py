@@ -1,6 +1,6 @@
 """The worker process of `rewards.pool`: reads batches of calls, answers each one as soon as it is done.
 
-Started as `python -m rewards.worker` with a pipe on stdin and one on stdout. Answers, as JSON lists:
+A fork of `rewards.nursery`, with a pipe for requests and one for answers. Answers, as JSON lists:
 ["ready"], then for each batch ["started"], for each call ["building"] and ["started"] around the first use of a
 reward, and ["scored", value, status, parts, detail]; ["retire"] when it has used up its memory and wants replacing.
 What verifiers print goes to stderr; what they read from stdin is empty."""
@@ -13,7 +13,6 @@ import pickle
 import resource
 import signal
 import sys
-from typing import Any
 
 from rewards.build import build_spec, prepare_spec
 from rewards.frames import read_frame, write_answer
@@ -25,16 +24,14 @@ RETIRE_MEMORY_FRACTION = 0.75
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
-def main() -> None:
-    """Serve until the pool closes the pipe."""
-    requests, answers = _claim_pipes()
+def main(requests: int, answers: int, *, parent_pid: int) -> None:
+    """Serve until the pool closes the pipe of requests. The first frame is the limit of the address space in bytes."""
+    _guard_pipes(requests, answers)
     setup = read_frame(requests)
     if setup is None:
         return
-    settings: dict[str, Any] = pickle.loads(setup)
-    _die_with_parent(settings["parent_pid"])
-    sys.path[:] = settings["sys_path"]
-    memory_limit_bytes = settings["memory_limit_mb"] << 20
+    memory_limit_bytes: int = pickle.loads(setup)
+    _die_with_parent(parent_pid)
     _limit_resources(memory_limit_bytes)
     verifiers: dict[RewardSpec, Verifier | str] = {}
     write_answer(answers, ["ready"])
@@ -68,9 +65,8 @@ def _judge(payload: bytes, verifiers: dict[RewardSpec, Verifier | str], *, answe
     return Reward.error(verifier) if isinstance(verifier, str) else verifier(completion, problem)
 
 
-def _claim_pipes() -> tuple[int, int]:
-    """Move the two pipes off descriptors 0 and 1, out of the reach of print and input."""
-    requests, answers = os.dup(0), os.dup(1)  # os.dup: closed in programs that a verifier starts
+def _guard_pipes(requests: int, answers: int) -> None:
+    """Keep the two pipes out of the reach of print and input, and of what a verifier starts."""
     nothing = os.open(os.devnull, os.O_RDWR)
     os.dup2(nothing, 0)
     os.dup2(2, 1)
@@ -82,7 +78,6 @@ def _claim_pipes() -> tuple[int, int]:
     # A verifier's forked child that comes back here must neither answer nor keep the pipe open.
     os.register_at_fork(after_in_child=drop_pipes)
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # a TextIOWrapper in a fresh process
-    return requests, answers
 
 
 def _die_with_parent(parent_pid: int) -> None:
@@ -109,7 +104,3 @@ def _is_nearly_full(memory_limit_bytes: int) -> bool:
     with open("/proc/self/statm", "rb") as file:
         pages = int(file.read().split()[0])
     return pages * resource.getpagesize() > RETIRE_MEMORY_FRACTION * memory_limit_bytes
-
-
-if __name__ == "__main__":
-    main()

@@ -73,6 +73,12 @@ def misbehave(completion, problem):
         return reward
     return float(number)
 
+def parent(completion, problem):
+    return os.getppid()
+
+def child(completion, problem):
+    return subprocess.Popen(["sleep", "600"]).pid
+
 def slow_build(completion, problem):
     return 1.0
 
@@ -99,11 +105,11 @@ def test_results_come_back_in_order(hostile):
 
 
 @pytest.mark.slow
-def test_two_thousand_calls_with_a_hang_in_twenty_lose_and_mix_up_nothing(hostile):
+def test_ten_thousand_calls_with_a_hang_in_twenty_lose_and_mix_up_nothing(hostile):
     spec = spec_of(hostile, "misbehave")
     hangs = ["spin", "sleep", "regex", "power"]
-    kinds = [hangs[number // 20 % 4] if number % 20 == 7 else "fine" for number in range(2000)]
-    with Pool(4, timeout_seconds=0.2) as pool:
+    kinds = [hangs[number // 20 % 4] if number % 20 == 7 else "fine" for number in range(10_000)]
+    with Pool(8, timeout_seconds=0.2) as pool:
         rewards = pool.score_all([(spec, f"{kind}:{number}", {}) for number, kind in enumerate(kinds)])
     assert [reward.status for reward in rewards] == ["scored" if kind == "fine" else "timeout" for kind in kinds]
     assert all(reward.value == number for number, reward in enumerate(rewards) if kinds[number] == "fine")
@@ -166,7 +172,7 @@ def test_an_answer_that_is_no_reward_is_the_error_of_its_own_call_and_nobody_wai
 
 
 def test_a_worker_that_cannot_be_made_at_all_is_the_error_of_the_calls_that_wait(hostile, monkeypatch):
-    def unmade(**options: int) -> None:
+    def unmade(nursery: object, **options: int) -> None:
         raise RuntimeError("no more threads")
 
     monkeypatch.setattr("rewards.pool.WorkerProcess", unmade)
@@ -292,6 +298,51 @@ def test_a_worker_imports_neither_torch_nor_the_trainer_nor_a_mathematics_packag
     )
     with Pool(1) as pool:
         assert pool.submit(spec_of(str(file), "loaded"), "", {}).result().value == 1.0
+
+
+def test_what_a_built_in_reward_imports_is_imported_once_for_all_workers(tmp_path):
+    """A worker killed at a call of math-verify would otherwise cost a second's imports."""
+    file = tmp_path / "loaded.py"
+    file.write_text("import sys\ndef loaded(completion, problem):\n    return float('math_verify' in sys.modules)\n")
+    with Pool(1) as pool:
+        assert pool.submit(RewardSpec("math_answer"), r"\boxed{2}", {"answer": "2"}).result().value == 1.0
+    with Pool(1) as pool:
+        pool.submit(RewardSpec("math_answer"), r"\boxed{2}", {"answer": "2"}).result()
+        pool.submit(spec_of(str(file), "loaded"), "", {}).result()
+        pool._nursery.close()  # the next worker comes from another nursery, which is told what to import again
+        died = pool.submit(spec_of(str(file), "loaded"), "", {}).result()
+        assert died.value in (None, 1.0)
+        assert pool.submit(spec_of(str(file), "loaded"), "", {}).result().value == 1.0
+
+
+def test_a_nursery_that_is_killed_costs_the_running_calls_and_no_later_one(hostile):
+    parent = spec_of(hostile, "parent")
+    with Pool(2, timeout_seconds=30) as pool:
+        nursery = int(pool.submit(parent, "", {}).result().value)
+        assert nursery != os.getpid()
+        running = pool.submit(spec_of(hostile, "misbehave"), "sleep:0", {})
+        time.sleep(0.3)
+        os.kill(nursery, signal.SIGKILL)
+        assert "died with the process that workers are forked from" in running.result(timeout=20).detail
+        rewards = pool.score_all([(spec_of(hostile, "echo"), str(number), {}) for number in range(50)])
+        assert [reward.value for reward in rewards if reward.value is not None] == sorted(
+            set(range(50)) - lost(rewards)
+        )
+        assert len(lost(rewards)) <= 1  # the idle worker's death may show with one call
+        assert pool.submit(parent, "", {}).result().value != nursery
+    assert not is_alive(nursery)
+
+
+def lost(rewards: list[Reward]) -> set[float]:
+    return {float(number) for number, reward in enumerate(rewards) if reward.value is None}
+
+
+def test_what_a_verifier_has_started_ends_with_its_worker(hostile):
+    with Pool(1, timeout_seconds=0.3) as pool:
+        child = int(pool.submit(spec_of(hostile, "child"), "", {}).result().value)
+        assert is_alive(child)
+        assert pool.submit(spec_of(hostile, "misbehave"), "sleep:0", {}).result().status == "timeout"
+    assert not is_alive(child)
 
 
 def is_alive(pid: int) -> bool:
