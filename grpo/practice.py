@@ -21,7 +21,7 @@ from curricula import (
 from grpo.config import RewardConfig, RunConfig, TemperatureConfig
 from grpo.errors import ConfigError, DataError
 from grpo.seeds import torch_seed
-from rewards import RewardSpec, build_spec
+from rewards import RewardSpec, build_spec, longest_seconds
 
 
 def reward_spec(config: RewardConfig) -> RewardSpec:
@@ -29,8 +29,14 @@ def reward_spec(config: RewardConfig) -> RewardSpec:
     try:
         spec = RewardSpec(config.name or "", file=config.file, function=config.function, options=config.options)
         build_spec(spec)
+        seconds = longest_seconds(spec)
     except ValueError as error:
         raise ConfigError(f"reward: {error}") from error
+    if config.workers and seconds >= config.timeout_seconds:
+        raise ConfigError(
+            f"reward.timeout_seconds = {config.timeout_seconds:g}: {spec.title} may take {seconds:g} s by its own "
+            f"options, and a call that is killed before is no verdict; set it above {seconds:g}, or lower the options"
+        )
     return spec
 
 

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from grpo.errors import ConfigError, DataError
 from grpo.folder import named_disk_errors
-from rewards import Pool, RewardSpec, build_spec
+from rewards import Pool, RewardSpec, build_spec, longest_seconds
 from rewards.score import read_jsonl_rows, score_rows
 
 SHOWN_DETAILS = 3
@@ -42,6 +42,11 @@ def score_file(
         raise ConfigError(
             f"--workers = {workers}, --timeout-seconds = {timeout_seconds}, --memory-limit-mb = {memory_limit_mb}: "
             "workers must be at least 0, seconds above 0, megabytes at least 0 (0 has no limit)"
+        )
+    if workers and longest_seconds(spec) >= timeout_seconds:
+        raise ConfigError(
+            f"--timeout-seconds = {timeout_seconds:g}: {spec.title} may take {longest_seconds(spec):g} s by its own "
+            "options; set it above that, or lower the options"
         )
     if output is not None and output.resolve() == file.resolve():
         raise ConfigError(f"--output = {str(output)!r} is the file that is read; name another one")

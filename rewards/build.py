@@ -6,31 +6,53 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from rewards.code_tests import CodeTestsOptions, build_code_tests, worst_case_seconds
+from rewards.compose import ComposeOptions, build_compose
 from rewards.format import FormatOptions, build_format
+from rewards.generated import GeneratedOptions, build_generated, prepare_generated
 from rewards.guard import guard
+from rewards.instructions import InstructionsOptions, build_instructions, prepare_instructions
+from rewards.judge import JudgeOptions, build_judge, prepare_judge
+from rewards.language import LanguageOptions, build_language, prepare_language
+from rewards.length import LengthOptions, build_length
 from rewards.list_machine import ListMachineOptions, build_list_machine
 from rewards.math_answer import MathAnswerOptions, build_math_answer, prepare_math_answer
+from rewards.multiple_choice import MultipleChoiceOptions, build_multiple_choice
 from rewards.options import nearest, read_options
+from rewards.repetition import RepetitionOptions, build_repetition
 from rewards.spec import RewardSpec
+from rewards.tool_call import ToolCallOptions, build_tool_call
 from rewards.types import Verifier
 from rewards.user import load_function
 
 
 class BuiltIn(NamedTuple):
-    """A built-in reward: its options, what makes the verifier from them, and what imports the packages it needs.
+    """A built-in reward: its options, what makes the verifier from them, what imports the packages it needs, and how
+    many seconds a call may take by its own options, where it keeps a limit of its own.
 
     Options and verifier are made without those packages, so that a config is checked in no time."""
 
     options_type: type
     make: Callable[[Any], Verifier]
-    prepare: Callable[[], object] | None
+    prepare: Callable[[], object] | None = None
+    longest_seconds: Callable[[Any], float] | None = None
 
 
 BUILT_IN: Mapping[str, BuiltIn] = MappingProxyType(
     {
         "math_answer": BuiltIn(MathAnswerOptions, build_math_answer, prepare_math_answer),
         "format": BuiltIn(FormatOptions, build_format, None),
+        "compose": BuiltIn(ComposeOptions, lambda options: build_compose(options, build=build_spec), None),
+        "generated": BuiltIn(GeneratedOptions, build_generated, prepare_generated),
+        "multiple_choice": BuiltIn(MultipleChoiceOptions, build_multiple_choice, None),
+        "tool_call": BuiltIn(ToolCallOptions, build_tool_call, None),
+        "judge": BuiltIn(JudgeOptions, build_judge, prepare_judge),
+        "instructions": BuiltIn(InstructionsOptions, build_instructions, prepare_instructions),
+        "language": BuiltIn(LanguageOptions, build_language, prepare_language),
+        "length": BuiltIn(LengthOptions, build_length, None),
+        "repetition": BuiltIn(RepetitionOptions, build_repetition, None),
         "list_machine": BuiltIn(ListMachineOptions, build_list_machine, None),
+        "code_tests": BuiltIn(CodeTestsOptions, build_code_tests, longest_seconds=worst_case_seconds),
     }
 )
 
@@ -59,6 +81,22 @@ def build_spec(spec: RewardSpec) -> Verifier:
 
 def prepare_spec(spec: RewardSpec) -> None:
     """Import what the verifier of a spec would otherwise import in its first call."""
+    if spec.name == "compose":
+        for component in read_options(ComposeOptions, spec.options, reward=spec.name).components.values():
+            prepare_spec(component.spec)
     built_in = BUILT_IN.get(spec.name)
     if built_in is not None and built_in.prepare is not None:
         built_in.prepare()
+
+
+def longest_seconds(spec: RewardSpec) -> float:
+    """How long one call of the reward may take by its own options: a pool's limit must be above it. 0: not bounded.
+
+    Raises ValueError for bad options."""
+    if spec.name == "compose":
+        components = read_options(ComposeOptions, spec.options, reward=spec.name).components.values()
+        return sum(longest_seconds(component.spec) for component in components)
+    built_in = BUILT_IN.get(spec.name)
+    if built_in is None or built_in.longest_seconds is None:
+        return 0.0
+    return built_in.longest_seconds(read_options(built_in.options_type, spec.options, reward=spec.name))

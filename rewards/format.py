@@ -31,11 +31,17 @@ class FormatOptions:
 def build_format(options: FormatOptions) -> Verifier:
     """The verifier: 1.0 for `<think>…</think><answer>…</answer>`, each part with some text, and finished; else 0.0.
 
-    White space between and around the parts is free. Reads problem["finished"] (taken for True where it is missing)."""
+    White space between and around the parts is free; text is what can be seen. Reads problem["finished"] (taken for
+    True where it is missing); one that is neither true nor false is an error."""
 
     def verifier(completion: str, problem: Mapping[str, Any], /) -> Reward:
+        finished = problem.get("finished", True)
+        if not isinstance(finished, bool):
+            return Reward.error(
+                f"problem['finished'] = {finished!r}: must be true when the completion ended by itself, false when the "
+                f"limit cut it; leave it out where that is not known"
+            )
         fault = _fault(completion, options)
-        finished = bool(problem.get("finished", True))
         return Reward.scored(
             float(not fault and finished),
             parts={"tags": float(not fault), "finished": float(finished)},
@@ -61,6 +67,7 @@ def _fault(completion: str, options: FormatOptions) -> str:
     )
     if before or between or after:
         return f"text outside the tags: {(before or between or after)[:40]!r}"
-    if not thought or not answer:
-        return f"nothing inside {tags[2] if thought else tags[0]}"
+    for tag, content in ((tags[0], thought), (tags[2], answer)):
+        if not any(character.isprintable() for character in content):  # zero-width characters are not
+            return f"nothing inside {tag}"
     return ""

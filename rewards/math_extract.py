@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from rewards.math_numbers import NUMBER, is_function_word
+from rewards.math_numbers import NUMBER, read_number
+from rewards.math_text import is_prose, is_words
 
 MAX_ANSWER_CHARACTERS = 1_000
 TAIL_CHARACTERS = 4_000
@@ -39,9 +40,10 @@ def extract(completion: str, sources: Sequence[str]) -> Extracted | None:
 _BOX = re.compile(r"\\(?:boxed|fbox)\s{0,10}")
 _UNBRACED = re.compile(r"[-+]?[0-9.,]+|[A-Za-z]")
 _GAP = re.compile(
-    r"(?:[\s$*,;:.()\[\]{}\\&~=/-]|and|or|maybe|perhaps|possibly|alternatively|either|also|quad|qquad|text|[A-Za-z](?=\s*=))*",
-    re.IGNORECASE,
+    r"(?:[\s$*,;:.()\[\]{}\\&~=/+-]|\b(?:[a-z]{2,}\s+)?(?:and|or)\b|\b(?:for|part|also|either|quad|qquad|text|textbf)\b"
+    r"|[a-z](?:_\{?\w\}?)?(?=\s*=)|(?<![a-z])[a-h](?=\)))*"
 )
+_HEDGE = re.compile(r"(?<![A-Za-z])(?:or|maybe|perhaps|possibly|alternatively)(?![A-Za-z])", re.IGNORECASE)
 
 
 def boxed(completion: str) -> list[str]:
@@ -49,18 +51,21 @@ def boxed(completion: str) -> list[str]:
 
     `\boxed{3} or \boxed{4}` are two answers, `\boxed{3}, so the sum is \boxed{4}` is one. A last box that is never
     closed, or not within MAX_ANSWER_CHARACTERS, holds an empty answer, which is never right."""
-    answers: list[str] = []
+    found: list[tuple[int, str]] = []  # where each begins, from the last
     end = len(completion)
-    while len(answers) < MAX_BOXES:
+    while len(found) < MAX_BOXES:
         start = max(completion.rfind(r"\boxed", 0, end), completion.rfind(r"\fbox", 0, end))
         if start < 0:
             break
         content, stop = _read_box(completion, start)
-        if answers and (content is None or not _is_gap(completion[stop:end])):
+        if found and content is not None and stop > end:  # a box around boxes is one answer
+            found = [box for box in found if box[0] > stop]
+            content = _BOX.sub("", content)
+        elif found and (content is None or not _is_gap(completion[stop:end])):
             break
-        answers.insert(0, content or "")
+        found.append((start, content or ""))
         end = start
-    return answers
+    return [content for _, content in reversed(found)]
 
 
 def _read_box(text: str, start: int) -> tuple[str | None, int]:
@@ -89,7 +94,10 @@ def _read_box(text: str, start: int) -> tuple[str | None, int]:
 
 
 def _is_gap(text: str) -> bool:
-    return len(text) <= MAX_GAP_CHARACTERS and _GAP.fullmatch(text) is not None
+    """Whether the text between two answers leaves both of them standing."""
+    if len(text) > MAX_GAP_CHARACTERS:
+        return False
+    return _GAP.fullmatch(text.lower()) is not None or _HEDGE.search(text) is not None
 
 
 def hashes(completion: str) -> list[str]:
@@ -102,12 +110,10 @@ def hashes(completion: str) -> list[str]:
 
 
 _PHRASE = re.compile(
-    r"\b(?:final\s{1,5})?answers?\b[\s*]{0,5}(?::|=|is\b|are\b|equals\b|would\s+be\b|must\s+be\b)[\s*:]{0,5}",
+    r"\b(?:final\s{1,5})?answers?\b[\s*]{0,5}(?::|=|is\b|are\b|equals\b|would\s+be\b|must\s+be\b)(?!\s+not\b)[\s*:]{0,5}",
     re.IGNORECASE,
 )
-_SENTENCE_END = re.compile(r"[.!?](?=\s|$)|\n|\b(?:because|since|so that|which is why)\b")
-_ENVIRONMENT = re.compile(r"\$\$(.+?)\$\$|\$([^$\n]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
-_WORD = re.compile(r"(?<!\\)\b[A-Za-z]{2,}\b")
+_SENTENCE_END = re.compile(r"[.!?](?=\s|\*|$)|\n|\b(?:because|since|so that|which is why)\b")
 
 
 def phrase(completion: str) -> list[str]:
@@ -116,32 +122,74 @@ def phrase(completion: str) -> list[str]:
     starts = [match.end() for match in _PHRASE.finditer(tail)]
     if not starts:
         return []
-    sentence = _SENTENCE_END.split(tail[starts[-1] :].lstrip(), maxsplit=1)[0].strip(" *`\t")
-    return _answers_in(sentence)
+    rest = tail[starts[-1] :].lstrip()
+    formula = _FORMULA.match(rest)
+    start = formula.end() if formula else 0
+    sentence = rest[:start] + _SENTENCE_END.split(rest[start:], maxsplit=1)[0]
+    return _answers_in(sentence.strip(' *`\t\n"'))
 
 
 def _answers_in(sentence: str) -> list[str]:
-    """The formulas of a sentence, else itself when it has no words, else its numbers, else itself."""
-    formulas = [next(filter(None, groups)).strip() for groups in _ENVIRONMENT.findall(sentence)]
-    if formulas:
-        return formulas
-    if all(is_function_word(word) for word in _WORD.findall(sentence)):
-        return [sentence] if sentence else []
-    matches = list(NUMBER.finditer(sentence))
-    if len(matches) == 1 and matches[0].start() == 0 and len(sentence.split()) <= 3:
-        return [sentence]  # with the words that follow, which may be its unit
-    return [match[0] for match in matches] or [sentence]
+    """Itself when it has no words but a unit, else the formula or number that it starts with, else ends with."""
+    if not is_prose(sentence) or read_number(sentence) is not None:
+        formula = _FORMULA.fullmatch(sentence)
+        return [_content(formula)] if formula else [sentence] if sentence else []
+    items = _items(sentence)
+    if not items or is_words(sentence):
+        return [sentence]
+    starts = items[0][1] == 0 and "=" not in sentence[items[0][2] :]
+    return _run(items, sentence) if starts else _run(items[::-1], sentence)
 
 
-_LAST_NUMBER = re.compile(rf"{NUMBER.pattern}(?:[\s,$*]{{0,8}}\bor\b[\s$*]{{0,8}}{NUMBER.pattern})*")
+_FORMULA = re.compile(
+    r"(?<!\\)\$\$(?P<a>.{1,1000}?)\$\$|(?<![\\$])\$(?P<b>(?:\\.|[^$\\\n]){1,1000})\$(?![0-9])"
+    r"|\\\((?P<c>.{1,1000}?)\\\)|\\\[(?P<d>.{1,1000}?)\\\]",
+    re.DOTALL,
+)
+_ITEM_GAP = re.compile(r"[\s,;*$]*(?:\b(?:and|or)\b[\s,;*$]*|(?<=\$)[\s,;]*(?=\$))")
+_ITEM = re.compile(rf"{_FORMULA.pattern}|{NUMBER.pattern}", re.DOTALL)
+
+
+def _content(formula: re.Match[str]) -> str:
+    return next(filter(None, formula.group("a", "b", "c", "d")), "").strip()
+
+
+def _items(text: str) -> list[tuple[str, int, int]]:
+    """The formulas and the numbers outside them, each with where it starts and ends."""
+    items, position = [], 0
+    while match := _ITEM.search(text, position):
+        content = _content(match)
+        if content and is_prose(content):
+            position = match.start() + 1  # $5 a day and $
+            continue
+        items.append((content or match[0], match.start(), match.end()))
+        position = match.end()
+    return items
+
+
+def _run(items: list[tuple[str, int, int]], text: str) -> list[str]:
+    """The first of the items and those that "and" or "or" joins to it; items may run backwards."""
+    run = [items[0]]
+    for item in items[1:]:
+        before, after = sorted((run[-1], item), key=lambda one: one[1])
+        gap = text[before[2] : after[1]]
+        if len(gap) > MAX_GAP_CHARACTERS or not (_ITEM_GAP.fullmatch(gap) or _HEDGE.search(gap)):
+            break
+        run.append(item)
+    return [text for text, _, _ in sorted(run, key=lambda one: one[1])]
 
 
 def number(completion: str) -> list[str]:
-    """The last number, together with those that an "or" joins to it."""
-    last = None
-    for match in _LAST_NUMBER.finditer(completion[-TAIL_CHARACTERS:]):
-        last = match[0]
-    return [] if last is None else [match[0] for match in NUMBER.finditer(last)]
+    """The last number, or the formula that it stands in, with those that an "or" joins to it; a bare answer whole."""
+    bare = completion.strip()
+    if len(bare) <= MAX_ANSWER_CHARACTERS and "\n" not in bare:
+        formula = _FORMULA.fullmatch(bare)
+        if formula:
+            return [_content(formula)]
+        if "$" not in bare.strip("$") and (not is_prose(bare) or read_number(bare) is not None):
+            return [bare] if bare else []
+    items = _items(completion[-TAIL_CHARACTERS:])
+    return _run(items[::-1], completion[-TAIL_CHARACTERS:]) if items else []
 
 
 EXTRACTORS: Mapping[str, Callable[[str], list[str]]] = MappingProxyType(

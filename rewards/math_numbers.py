@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from fractions import Fraction
+
+from rewards.math_text import FUNCTION_WORDS, LINKING_WORDS, clean
 
 MAX_DIGITS = 400
 ABSOLUTE_TOLERANCE = Fraction(5, 10**7)
@@ -12,8 +15,9 @@ RELATIVE_TOLERANCE = Fraction(1, 10**5)
 
 NUMBER = re.compile(
     r"(?<![A-Za-z0-9_.])(?:(?<![\w)\]}])[-+−]\s?)?(?:\\?\$|[€£])?(?:(?<=[$€£])[-−])?"
-    r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)?(?:(?<=[0-9])\.[0-9]+|(?<=[0-9])|\.[0-9]+)"
-    r"(?:\s?/\s?[0-9]+)?(?:\s?\\?%)?"
+    r"(?:[0-9]{1,9}[ ][0-9]{1,9}/[0-9]{1,9}"
+    r"|(?:[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9])|[0-9]+(?:,[0-9]{1,2}(?![0-9,]))?)?"
+    r"(?:(?<=[0-9])\.[0-9]+|(?<=[0-9])|\.[0-9]+)(?:\s?/\s?[0-9]+)?)(?:\s?\\?%)?"
 )
 """A number in running text."""
 
@@ -39,14 +43,21 @@ def read_number(text: str) -> PlainNumber | None:
     value = _read_body(match["body"])
     if units is None or value is None:
         return None
+    if match["power"]:
+        value *= Fraction(10) ** int(_INTEGER.findall(match["power"].replace("+", ""))[-1])
     if units and units[0] in _MULTIPLIERS:
         value *= _MULTIPLIERS[units[0]]
     if "-" in (match["sign"] or "") + (match["inner_sign"] or ""):
         value = -value
     if match["currency"]:
         units = (*units, _CURRENCIES[match["currency"]])
-    body = match["body"]
-    return PlainNumber(value, "." in body or "e" in body.lower(), percent, tuple(dict.fromkeys(units)))
+    return PlainNumber(value, "." in match["body"] or bool(match["power"]), percent, tuple(dict.fromkeys(units)))
+
+
+def read_decimal_comma(text: str) -> PlainNumber | None:
+    """The number of a text that writes its decimals behind a comma: 2,74 and 0,125, not 1,000."""
+    text = clean(text)
+    return read_number(text.replace(",", ".")) if _DECIMAL_COMMA.fullmatch(text) else None
 
 
 def same_number(gold: PlainNumber, answer: PlainNumber) -> bool:
@@ -68,56 +79,38 @@ def same_number(gold: PlainNumber, answer: PlainNumber) -> bool:
 
 
 def as_latex(number: PlainNumber) -> str:
-    """The number without its units, for a parser of LaTeX."""
+    """The number without its units, for a parser of LaTeX; a decimal keeps its point, so that it is known for one."""
+    value = number.value
     if number.is_decimal:
-        latex = f"{float(number.value):.12f}"
+        decimal = float(value) if abs(value) < 10**300 else math.inf  # which no grammar reads
+        mantissa, exponent = f"{decimal:.15e}".partition("e")[::2]
+        short = f"{decimal:.15g}"
+        latex = (
+            rf"{mantissa} \cdot 10^{{{int(exponent or 0)}}}" if "e" in short else short + ("" if "." in short else ".0")
+        )
     else:
-        sign = "-" if number.value < 0 else ""
-        latex = rf"{sign}\frac{{{abs(number.value.numerator)}}}{{{number.value.denominator}}}"
-        if number.value.denominator == 1:
-            latex = str(number.value.numerator)
+        latex = str(value.numerator)
+        if value.denominator != 1:
+            latex = rf"{'-' if value < 0 else ''}\frac{{{abs(value.numerator)}}}{{{value.denominator}}}"
     return latex + (r"\%" if number.is_percent else "")
 
 
-def clean(text: str) -> str:
-    """The text without what only sets it: delimiters, text commands, thin spaces, bold marks, a final full stop."""
-    text = text.strip().strip("`").strip().removeprefix("**").removesuffix("**")
-    text = _SIZES.sub("", _PYTHON_POWER.sub("^", text.replace("−", "-")))
-    text = text.replace(r"\!", "").replace("{,}", ",").replace(r"\,", " ").replace(r"\;", " ").replace("~", " ")
-    text = text.replace(r"\dfrac", r"\frac").replace(r"\tfrac", r"\frac").replace(r"\%", "%")
-    text = _DEGREES.sub(" degrees", _TEXT_COMMAND.sub(r" \1 ", text))
-    if text.startswith(r"\(") and text.endswith(r"\)"):
-        text = text[2:-2]
-    if len(text) > 1 and text[0] == text[-1] == "$":
-        text = text.strip("$")
-    return text.strip().removesuffix(".").strip()
-
-
-def is_function_word(word: str) -> bool:
-    """Whether a word in a formula is mathematics, not language."""
-    return word in _FUNCTION_WORDS
-
-
-_TEXT_COMMAND = re.compile(r"\\(?:text|mathrm|mbox|textbf|mathbf|textit|operatorname)\s?\{([^{}]*)\}")
-_PYTHON_POWER = re.compile(r"(?<=[\w)}])\s?\*\*\s?(?=[\w({-])")
-_SIZES = re.compile(r"\\(?:left|right|big|Big|bigg|Bigg)(?![A-Za-z])")
-_DEGREES = re.compile(r"\^\{?\\circ\}?|\\degree|°")
+_BRACED = r"\{\s?-?[0-9]+\s?\}"
 _PLAIN = re.compile(
     r"(?P<sign>[-+])?\s?(?:\\?(?P<currency>[$€£])\s?(?P<inner_sign>[-+])?)?"
-    r"(?P<body>[0-9]+\s*\\frac\{[0-9]+\}\{[0-9]+\}|\\frac\{[0-9]+\}\{[0-9]+\}|[0-9]+\s+[0-9]+\s?/\s?[0-9]+"
-    r"|[0-9]+\s?/\s?[0-9]+"
-    r"|(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]{1,3}(?:\s[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]*)?(?:[eE][-+]?[0-9]{1,3})?"
-    r"|\.[0-9]+)(?P<rest>[^0-9].*)?\Z",
+    rf"(?P<body>(?:[0-9]+\s*)?\\frac{_BRACED}{_BRACED}|(?:[0-9]+(?:[ ][0-9]{{3}})*[ ]+)?[0-9]+\s?/\s?[0-9]+"
+    r"|(?:[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9])|[1-9][0-9]{0,2}(?:[ ][0-9]{3})+(?![0-9])|[0-9]+)"
+    r"(?:\.[0-9]*)?|\.[0-9]+)(?P<power>[eE][-+]?[0-9]{1,3}|\s?(?:\\times|\\cdot|\*)\s?10\s?\^\s?(?:\{\s?[-+]?[0-9]{1,3}\s?\}|[0-9]))?"
+    r"(?P<rest>[^0-9].*)?\Z",
     re.DOTALL,
 )
-_FRACTION = re.compile(r"(?:(?P<whole>[0-9]+)\s*)?(?:\\frac\{|\b)(?P<over>[0-9]+)(?:\}\{|\s?/\s?)(?P<under>[0-9]+)\}?")
+_INTEGER = re.compile(r"-?[0-9]+")
+_DECIMAL_COMMA = re.compile(r"[-+]?[0-9]+,(?:[0-9]{1,2}|[0-9]{4,})|[-+]?0,[0-9]+")
 
-_FUNCTION_WORDS = frozenset(
-    ("sqrt", "frac", "pi", "sin", "cos", "tan", "log", "ln", "exp", "infty", "infinity", "inf", "cdot", "times")
-)
-_NO_UNITS = _FUNCTION_WORDS | {"or", "and", "not", "to", "but", "maybe", "perhaps", "either", "plus", "minus", "versus"}
+_NO_UNITS = FUNCTION_WORDS | LINKING_WORDS
 _MULTIPLIERS = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 _CURRENCIES = {"$": "dollar", "€": "euro", "£": "pound"}
+_CURRENCY_SIGN = re.compile(r"\A\s?\\?([$€£])")
 _UNIT_NAMES = {
     "mm": "mm millimeter millimetre",
     "cm": "cm centimeter centimetre",
@@ -155,11 +148,21 @@ KNOWN_UNITS = frozenset(_UNIT_NAMES)
 _SPEEDS = {frozenset({"mile", "hour"}): frozenset({"mph"}), frozenset({"km", "hour"}): frozenset({"kmh"})}
 
 
+_TRAILING_UNIT = re.compile(r"(?<=[0-9})])\s+([a-z]{2,12})(?:\s?\^\s?\{?[0-9]\}?)?\s*\Z")
+
+
+def without_unit(formula: str) -> str:
+    """The formula without a known unit at its end; one of one letter is taken for a symbol."""
+    match = _TRAILING_UNIT.search(formula)
+    known = match is not None and _canonical((match[1],))[0] in KNOWN_UNITS
+    return formula[: match.start()] if match and known else formula
+
+
 def _read_rest(rest: str | None) -> tuple[bool, tuple[str, ...] | None]:
     """Whether what follows the digits says percent, and its units; None for units when it is neither.
 
     A unit follows a space or is a known one, so that 5x stays a product."""
-    rest = rest or ""
+    rest = _CURRENCY_SIGN.sub(lambda match: " " + _CURRENCIES[match[1]], rest or "")
     text = re.sub(r"(?<=[A-Za-z])\s?(?:\^\{?[23]\}?|[²³])", "", rest)
     percent = bool(re.match(r"\s*(?:%|per\s?cent(?:age)?\b|pct\b)", text))
     if percent:
@@ -185,11 +188,12 @@ def _canonical(units: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _read_body(body: str) -> Fraction | None:
-    fraction = _FRACTION.fullmatch(body)
-    if fraction is not None:
-        under = int(fraction["under"])
-        return int(fraction["whole"] or 0) + Fraction(int(fraction["over"]), under) if under else None
-    return Fraction(re.sub(r"[,\s]", "", body).rstrip(".") or "0")
+    if "/" not in body and "frac" not in body:
+        return Fraction(re.sub(r"[,\s]", "", body).rstrip(".") or "0")
+    *whole, over, under = _INTEGER.findall(body)
+    if int(under) == 0 or (whole and not 0 <= int(over) < int(under)):
+        return None
+    return int("".join(whole) or 0) + Fraction(int(over), int(under))
 
 
 def _is_close(gold: Fraction, answer: Fraction, *, rounded: bool) -> bool:

@@ -48,18 +48,21 @@ def score_rows(
     """Each row with `reward`, `parts`, `status` and `detail` added, in order, one for one.
 
     The row is the problem too, under the names the reward reads. A row whose `completion` is no string has status
-    error; a BrokenLine becomes a row with its `line` and status error."""
+    error; where there are `calls` (made already, for tool_call) none is needed, and an empty one is judged. A
+    BrokenLine becomes a row with its `line` and status error."""
     waiting: deque[tuple[Mapping[str, Any], Future[Reward] | Reward]] = deque()
     for number, row in enumerate(rows, start=1):
         if len(waiting) >= MAX_ROWS_AHEAD:
             yield _scored_row(*waiting.popleft())
         if isinstance(row, BrokenLine):
             waiting.append(({"line": row.line}, Reward.error(row.detail)))
-        elif not isinstance(row.get("completion"), str):
-            detail = f"row {number}: completion = {row.get('completion')!r}: must be a string"
-            waiting.append((row, Reward.error(detail[:500])))
+            continue
+        completion = row.get("completion", "" if "calls" in row else None)
+        if isinstance(completion, str):
+            waiting.append((row, pool.submit(spec, completion, row)))
         else:
-            waiting.append((row, pool.submit(spec, row["completion"], row)))
+            detail = f"row {number}: completion = {completion!r}: must be a string"
+            waiting.append((row, Reward.error(detail[:500])))
     while waiting:
         yield _scored_row(*waiting.popleft())
 

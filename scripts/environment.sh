@@ -28,3 +28,12 @@ make_environment() {
     # What is there without extras is there with them too.
     echo "$stamp" | tee "$folder/.stamp-$extras" >"$folder/.stamp-"
 }
+
+# The sandbox of the reward code_tests; its tests are skipped where it is missing.
+need_bubblewrap() {
+    command -v bwrap >/dev/null && return 0
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+        { apt-get update -qq && apt-get install -y -qq --no-install-recommends bubblewrap; } >/dev/null 2>&1 && return 0
+    fi
+    echo "bubblewrap is missing, so the sandbox is not tested; on Debian: apt-get install bubblewrap" >&2
+}

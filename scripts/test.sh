@@ -12,6 +12,7 @@ case "${1:-}" in
     *) echo "usage: bash scripts/test.sh [--quick | --oldest]" >&2; exit 2 ;;
 esac
 make_environment "$environment" test "$constraints"
+need_bubblewrap
 bin=$environment/bin
 export WANDB_MODE=offline HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 if [ -z "$constraints" ]; then

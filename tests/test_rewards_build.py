@@ -53,9 +53,18 @@ def own(tmp_path):
     return str(path)
 
 
+NEEDED = {
+    "compose": {"rewards": {"format": {"name": "format"}}},
+    "length": {"limit": 10, "buffer": 5},
+    "judge": {"base_url": "http://127.0.0.1:9/v1", "model": "none", "rubric": "{completion}", "max_retries": 0},
+}
+"""Options of the rewards that have some without a default; nobody listens at that port."""
+
+
 @pytest.mark.parametrize("name", REWARD_NAMES)
-def test_every_built_in_gives_a_reward_and_never_raises_whatever_it_is_asked(name):
-    verifier = build(name, {})
+def test_every_built_in_gives_a_reward_and_never_raises_whatever_it_is_asked(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # the judge keeps a folder
+    verifier = build(name, NEEDED.get(name, {}))
     for completion in ("", "\x00\ud800", "x" * 10_000):
         for problem in ({}, {"answer": None, "prompt": None}, {"answer": "1", "prompt": ">lr?>13431"}):
             assert isinstance(verifier(completion, problem), Reward)

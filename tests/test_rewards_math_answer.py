@@ -1,9 +1,8 @@
-"""The mathematics reward: what counts as the same answer, what counts as hedging, and what hostile text cannot do."""
+"""The mathematics reward: what counts as the same answer, what counts as hedging, and where the answer is found."""
 
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ import pytest
 from rewards import Pool, RewardSpec, build
 
 GSM8K = Path(__file__).resolve().parent.parent.parent / "shared" / "data" / "gsm8k"
+DATA = Path(__file__).resolve().parent / "data"
 VERIFIER = build("math_answer", {})
 
 
@@ -91,6 +91,34 @@ def value_of(completion: str, gold: object) -> float | None:
         ("y=2x+1", "2x+1"),
         ("25", r"25 \text{ cm}^2"),
         ("25 cm²", "25"),
+        ("40/9", "4 4/9"),
+        ("2.74", "2,74"),
+        ("0,125", "0.125"),
+        ("0.00000000363", r"3.63\times10^{-9}"),
+        ("1.5e3", "1500"),
+        ("2\\pi", "2π"),
+        (r"\sqrt{2}", "√2"),
+        (r"\sqrt{12}", "2sqrt(3)"),
+        (r"\sin x", "sin(x)"),
+        ("18", "１８"),
+        ("18", "1\u200b8"),
+        ("18", "\u200f18"),
+        (r"\frac{1}{2}", "½"),
+        (r"3\sqrt{2}", r"3\sqrt{2} \text{ cm}"),
+        (r"3\sqrt{2}", r"3\sqrt{2} cm"),
+        ("$125$ miles", r"125\textnormal{ miles}"),
+        ("C", "C. 42"),
+        ("(C) 42", "C"),
+        (r"\frac{-1 \pm \sqrt{5}}{2}", r"\frac{-1-\sqrt{5}}{2}, \frac{-1+\sqrt{5}}{2}"),
+        ("19, 46, and 82", r"46, 19 \text{ and } 82"),
+        ("(2,1),(3,1)", "(3,1), (2,1)"),
+        ("p=5,q=2;p=7,q=2", "(5,2),(7,2)"),
+        (r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", r"\begin{bmatrix} 1 & 2 \\ 3 & \frac{8}{2} \end{bmatrix}"),
+        (r"(1,2]\cup[5,6)", r"[5, 6) \cup (1, \frac{4}{2}]"),
+        ("x^2+y^2=1", "1-x^2-y^2=0"),
+        ("0 < x < 1", "(0, 1)"),
+        (r"\sum_{k=0}^{n} a_k b_k", r"\sum_{k=0}^{n} b_k a_k"),
+        (r"\\frac{1}{2}", "0.5"),
     ],
 )
 def test_an_answer_that_says_the_same_is_right(gold, answer):
@@ -138,6 +166,29 @@ def test_an_answer_that_says_the_same_is_right(gold, answer):
         ("B", "A"),
         ("B", "A, B"),
         ("18", r"\text{__import__('os')}"),
+        ("4", "4 4/9"),
+        ("1", "11 6/6"),
+        ("10", "1,0"),
+        ("1000", "1,0"),
+        (r"\frac{1}{2^{99}}", r"\frac{1}{2^{98}}"),
+        (r"\frac{1}{200!}", r"\frac{1}{202!}"),
+        ("0.00000000363", "0"),
+        ("2", "2c"),
+        ("x", "|x|"),
+        (r"\sqrt{2}", "1.41"),
+        ("C", "D. 42"),
+        ("1,1", "1"),
+        ("3", r"\{3, 3\}"),
+        ("5", "x + y = 5"),
+        ("(x+1)(x-2)", "(x+1)(x+2)"),
+        ("(1,2),(3,4)", "(1,2),(4,3)"),
+        (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix}1&2\end{pmatrix}"),
+        (r"(1,2]\cup[5,6)", "(1,2]"),
+        ("y=2x+1", "y=2x"),
+        ("x^2+y^2=1", "x^2-y^2=1"),
+        (r"\sum_{k=0}^{n} a_k", r"\sum_{k=0}^{m} a_k"),
+        (r"\sum_{k=0}^{n} k", r"\frac{n(n+1)}{2}"),
+        ("not 3", "3"),
     ],
 )
 def test_an_answer_that_says_something_else_or_more_is_not_right(gold, answer):
@@ -158,6 +209,9 @@ def test_an_answer_that_says_something_else_or_more_is_not_right(gold, answer):
         (r"#### 4 but \boxed{3}", "3", 1.0, "boxed"),
         (r"\boxed{3} and then \boxed{4", "3", 0.0, "boxed"),
         (r"\fbox{3}", "3", 1.0, "boxed"),
+        (r"\boxed{\boxed{3}}", "3", 1.0, "boxed"),
+        (r"\boxed{3 or \boxed{4}}", "4", 0.0, "boxed"),
+        (r"The answer is not 3.", "4", 0.0, "number"),
         (r"\boxed 42", "42", 1.0, "boxed"),
         ("So 3.\n#### 1,080\n", "1080", 1.0, "hash"),
         ("#### 3\n#### 4", "4", 1.0, "hash"),
@@ -175,6 +229,27 @@ def test_an_answer_that_says_something_else_or_more_is_not_right(gold, answer):
         ("it may be 3 or 4", "4", 0.0, "number"),
         ("it may be 3, or 4", "3", 0.0, "number"),
         ("no idea", "4", 0.0, "no answer"),
+        ("", "4", 0.0, "no answer"),
+        (r"\frac{10}{9}", "10/9", 1.0, "number"),
+        (r"\frac{10}{9}", "9", 0.0, "number"),
+        ("so it is $\\frac{1}{2}$", "2", 0.0, "number"),
+        ("so it is $\\frac{1}{2}$, they say", "0.5", 1.0, "number"),
+        ("x^2 + 2x + 1", "(x+1)^2", 1.0, "number"),
+        ("She has $18 a day and pays $5, so $13", "13", 1.0, "number"),
+        ("it falls from $18 to -$5", "-5", 1.0, "number"),
+        ("so $x=3$ or $x=4$", "4", 0.0, "number"),
+        ("so $x=3$ and $y=4$", "(3, 4)", 1.0, "number"),
+        ("It takes 4 4/9 hours", "4/9", 0.0, "number"),
+        ("Final Answer: The number of points of $f(x)$ is 19.", "19", 1.0, "phrase"),
+        ("Answer: 40 + 2 = 42 apples", "42", 1.0, "phrase"),
+        ("The answer is 12 apples from 3 trees.", "12", 1.0, "phrase"),
+        ("The answer is $3$ or $4$.", "3", 0.0, "phrase"),
+        ("The answer is 3, or maybe it is 4.", "3", 0.0, "phrase"),
+        ("✅ Final Answer: **73**", "73", 1.0, "phrase"),
+        (r"The answer is \[ \frac{1}{2} \]", "0.5", 1.0, "phrase"),
+        (r"\boxed{3}. Alternatively, it is \boxed{4}", "4", 0.0, "boxed"),
+        ("a) \\boxed{8}\n\nb) \\boxed{32}", "8, 32", 1.0, "boxed"),
+        (r"\boxed{1} papers and \boxed{2} bins", "1, 2", 1.0, "boxed"),
     ],
 )
 def test_the_final_answer_is_found_where_the_completion_states_it(completion, gold, value, source):
@@ -184,7 +259,7 @@ def test_the_final_answer_is_found_where_the_completion_states_it(completion, go
 
 
 def test_the_sources_are_tried_in_the_order_of_the_option_and_no_others():
-    completion = r"\boxed{3}" + "\n#### 4\nThe answer is 5. Or 6"
+    completion = r"\boxed{3}" + "\n#### 4\nThe answer is 5. It is 6"
     for source, gold in [("boxed", "3"), ("hash", "4"), ("phrase", "5"), ("number", "6")]:
         assert build("math_answer", {"extract": [source]})(completion, {"answer": gold}).value == 1.0
     assert build("math_answer", {"extract": ["hash", "boxed"]})(completion, {"answer": "4"}).value == 1.0
@@ -197,7 +272,10 @@ def test_the_gold_is_read_from_the_key_of_the_option_and_out_of_a_worked_solutio
     assert verifier(r"\boxed{18}", {"solution": r"Then $x = \boxed{18}$."}).value == 1.0
 
 
-@pytest.mark.parametrize("gold", ["", "  ", r"\frac{1}{", "9" * 2000, "9^{9^{9^9}}", None, True, [1], "#### ", "@@ ??"])
+@pytest.mark.parametrize(
+    "gold",
+    ["", "  ", r"\frac{1}{", "9" * 2000, "9^{9^{9^9}}", None, True, {}, [], ["1", ""], ["1"] * 65, "#### ", "@@ ??"],
+)
 def test_a_gold_that_cannot_be_read_is_an_error_and_not_a_zero(gold):
     reward = VERIFIER(r"\boxed{1}", {"answer": gold})
     assert reward.status == "error"
@@ -217,55 +295,42 @@ def test_options_that_make_no_sense_are_refused(options):
         build("math_answer", options)
 
 
-HOSTILE = {
-    "long number": r"\boxed{" + "9" * 100_000 + "}",
-    "long number in range": r"\boxed{" + "9" * 900 + "x}",
-    "tower": r"\boxed{9^{9^{9^{9}}}}",
-    "tower of roots": r"\boxed{\sqrt{9^{9^{9^{9^{9}}}}}}",
-    "power": r"\boxed{2^{99999999999}}",
-    "symbolic power": r"\boxed{(x+1)^{99999999}}",
-    "factorial": r"\boxed{1000000000!}",
-    "factorials": r"\boxed{100!!!!!!!}",
-    "sum": r"\boxed{\sum_{k=1}^{10^{12}} \frac{1}{k}}",
-    "integral": r"\boxed{\int_0^1 e^{e^{e^x}} dx}",
-    "deep brackets": r"\boxed{" + "(" * 300 + "1" + ")" * 300 + "}",
-    "deep roots": r"\boxed{" + r"\sqrt{" * 100 + "4" + "}" * 100 + "}",
-    "nul bytes": "\\boxed{1\x008}",
-    "surrogates": "\\boxed{\ud800\udfff}",
-    "only surrogates": "\ud800" * 1000,
-    "boxes": r"\boxed{" * 20_000,
-    "closed boxes": r"\boxed{1} " * 20_000,
-    "phrases": "answer is " * 20_000,
-    "separators": r"\boxed{1}" + " , " * 20_000 + r"\boxed{2}",
-    "commas": "1,111" * 20_000,
-    "ors": "1 or " * 20_000,
-    "slashes": "1/" * 50_000,
-    "dollars": "The answer is " + "$" * 20_000,
-    "code": "\\boxed{__import__('os').system('touch pwned')}",
-    "call": r"\boxed{\operatorname{exec}(\text{open('pwned','w')})}",
-}
+def test_a_list_of_golds_asks_for_any_one_of_them():
+    golds = ["0.5", r"\frac{3}{4}", "one half"]
+    for answer, value in [("1/2", 1.0), ("0.75", 1.0), ("One half", 1.0), ("1/3", 0.0), (r"1/2 \text{ or } 3/4", 0.0)]:
+        assert value_of(rf"\boxed{{{answer}}}", golds) == value
+    assert "problem['answer'][1]" in VERIFIER(r"\boxed{1}", {"answer": ["1", ""]}).detail
 
 
-@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE.keys())
-def test_hostile_text_is_not_right_and_costs_little(text, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    VERIFIER(r"\boxed{\sqrt{2}}", {"answer": r"\sqrt{2}+1"})
-    start = time.monotonic()
-    for gold in ("18", r"\sqrt{2}"):
-        assert VERIFIER(text, {"answer": gold}).value == 0.0
-    assert time.monotonic() - start < 2.0
-    assert not list(tmp_path.iterdir())
+def test_a_gold_of_several_boxes_is_all_of_them():
+    gold = r"Thus \(\boxed{1}\) and \(\boxed{-2}\)."
+    assert value_of(r"\boxed{-2, 1}", gold) == 1.0
+    assert value_of(r"\boxed{-2}", gold) == 0.0
 
 
-def test_what_slips_past_the_refusals_is_ended_by_the_pool():
-    spec = RewardSpec("math_answer")
-    slow = r"\boxed{\binom{2000000}{1000000}}"
-    with Pool(1, timeout_seconds=0.5) as pool:
-        rewards = pool.score_all(
-            [(spec, text, {"answer": "2x"}) for text in (r"\boxed{x+x}", slow, r"\boxed{x\cdot 2}")]
-        )
-    assert [reward.value for reward in rewards[::2]] == [1.0, 1.0]
-    assert rewards[1].value in (None, 0.0)
+def cases() -> list[dict]:
+    return [json.loads(line) for line in (DATA / "math_cases.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def disagreements(rows: list[dict]) -> list[dict]:
+    rewards = [VERIFIER(row["completion"], {"answer": row["gold"]}) for row in rows]
+    return [row for row, reward in zip(rows, rewards, strict=True) if (reward.value == 1.0) != bool(row["expected"])]
+
+
+def test_a_tenth_of_the_public_suites_rows_is_judged_as_they_say():
+    rows = [row for row in cases()[::10] if "note" not in row]
+    assert len(rows) >= 48
+    assert disagreements(rows) == []
+
+
+@pytest.mark.slow
+def test_at_least_96_of_100_of_the_public_suites_rows_are_judged_as_they_say():
+    rows = cases()
+    assert len(rows) >= 300
+    assert min(sum(row["expected"] == label for row in rows) for label in (0, 1)) >= 100
+    wrong = disagreements(rows)
+    assert len(wrong) <= 0.04 * len(rows)
+    assert [row for row in wrong if "note" not in row] == []
 
 
 def test_importing_the_package_and_checking_options_needs_no_mathematics_package(tmp_path):

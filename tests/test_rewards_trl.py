@@ -43,7 +43,9 @@ def test_messages_are_judged_by_the_last_text_of_the_policy():
         {"role": "tool", "content": "2"},
         {"role": "assistant", "content": [{"type": "text", "text": "it is "}, {"type": "text", "text": "2"}]},
     ]
-    as_trl(look)(prompts=[prompt], completions=[turns], completion_ids=[[5, 6, 7]], answer=["2"], trainer_state=object())
+    as_trl(look)(
+        prompts=[prompt], completions=[turns], completion_ids=[[5, 6, 7]], answer=["2"], trainer_state=object()
+    )
     assert seen == [("it is 2", {"answer": "2", "prompt": "1+1?", "messages": prompt, "num_tokens": 3})]
 
 
@@ -65,7 +67,9 @@ def test_a_reward_that_cannot_be_built_is_refused_before_training():
 
 def test_a_function_of_trl_sees_one_row_as_columns():
     def shaped(prompts, completions, solution, **columns):
-        return [float(completion[0]["content"] == wanted) for completion, wanted in zip(completions, solution, strict=True)]
+        return [
+            float(completion[0]["content"] == wanted) for completion, wanted in zip(completions, solution, strict=True)
+        ]
 
     verifier = from_trl(shaped, conversational=True)
     assert verifier("4", {"prompt": "2+2?", "solution": "4"}).value == 1.0

@@ -1,0 +1,1 @@
+"""What runs inside the sandbox. Each module stands alone: the standard library and its neighbours, never `rewards`."""
