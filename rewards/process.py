@@ -186,7 +186,7 @@ class WorkerProcess:
             return  # it has ended, or the thread that owns it was quicker
 
     def _told(self) -> bytes | None:
-        """What the nursery says of the process's end; nothing when it is gone itself, None when it says none in time."""
+        """What the nursery says of the process's end; nothing when it is gone itself, None when it says none."""
         self._lifeline.settimeout(EXIT_WAIT_SECONDS)
         try:
             return self._lifeline.recv(EXIT_CODE.size)

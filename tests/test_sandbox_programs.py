@@ -85,6 +85,6 @@ def test_program_ends_as_it_does_under_python_itself(name: str, sandbox: Sandbox
     stdout = own.stdout.replace(str(tmp_path).encode() + b"/", b"")
     assert (code, finished.stdout) == (own.returncode, stdout), finished
     # Of the last line its first word: Python words what is wrong with a file and with a string differently.
-    assert [line.split()[0] for line in finished.stderr.splitlines()[-1:]] == [
-        line.split()[0] for line in own.stderr.splitlines()[-1:]
+    assert [line.split()[:1] for line in finished.stderr.splitlines()[-1:]] == [
+        line.split()[:1] for line in own.stderr.splitlines()[-1:]
     ]
