@@ -6,13 +6,15 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from rewards.code_tests import CodeTestsOptions, build_code_tests, worst_case_seconds
+from rewards.code_tests import CodeTestsOptions, build_code_tests
+from rewards.code_tests import worst_case_seconds as code_tests_seconds
 from rewards.compose import ComposeOptions, build_compose
 from rewards.format import FormatOptions, build_format
 from rewards.generated import GeneratedOptions, build_generated, prepare_generated
 from rewards.guard import guard
 from rewards.instructions import InstructionsOptions, build_instructions, prepare_instructions
 from rewards.judge import JudgeOptions, build_judge, prepare_judge
+from rewards.judge import worst_case_seconds as judge_seconds
 from rewards.language import LanguageOptions, build_language, prepare_language
 from rewards.length import LengthOptions, build_length
 from rewards.list_machine import ListMachineOptions, build_list_machine
@@ -41,18 +43,18 @@ class BuiltIn(NamedTuple):
 BUILT_IN: Mapping[str, BuiltIn] = MappingProxyType(
     {
         "math_answer": BuiltIn(MathAnswerOptions, build_math_answer, prepare_math_answer),
-        "format": BuiltIn(FormatOptions, build_format, None),
-        "compose": BuiltIn(ComposeOptions, lambda options: build_compose(options, build=build_spec), None),
+        "format": BuiltIn(FormatOptions, build_format),
+        "compose": BuiltIn(ComposeOptions, lambda options: build_compose(options, build=build_spec)),
         "generated": BuiltIn(GeneratedOptions, build_generated, prepare_generated),
-        "multiple_choice": BuiltIn(MultipleChoiceOptions, build_multiple_choice, None),
-        "tool_call": BuiltIn(ToolCallOptions, build_tool_call, None),
-        "judge": BuiltIn(JudgeOptions, build_judge, prepare_judge),
+        "multiple_choice": BuiltIn(MultipleChoiceOptions, build_multiple_choice),
+        "tool_call": BuiltIn(ToolCallOptions, build_tool_call),
+        "judge": BuiltIn(JudgeOptions, build_judge, prepare_judge, judge_seconds),
         "instructions": BuiltIn(InstructionsOptions, build_instructions, prepare_instructions),
         "language": BuiltIn(LanguageOptions, build_language, prepare_language),
-        "length": BuiltIn(LengthOptions, build_length, None),
-        "repetition": BuiltIn(RepetitionOptions, build_repetition, None),
-        "list_machine": BuiltIn(ListMachineOptions, build_list_machine, None),
-        "code_tests": BuiltIn(CodeTestsOptions, build_code_tests, longest_seconds=worst_case_seconds),
+        "length": BuiltIn(LengthOptions, build_length),
+        "repetition": BuiltIn(RepetitionOptions, build_repetition),
+        "list_machine": BuiltIn(ListMachineOptions, build_list_machine),
+        "code_tests": BuiltIn(CodeTestsOptions, build_code_tests, longest_seconds=code_tests_seconds),
     }
 )
 

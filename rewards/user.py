@@ -19,8 +19,16 @@ from rewards.types import Verifier
 def load_function(file: str, function: str, options: Mapping[str, Any]) -> Verifier:
     """The verifier `function(completion, problem, option=value, …)` of the file, which is run to find it.
 
-    Raises ValueError when the file is missing or fails to run, when it holds no such callable, or when the callable
-    does not accept the options."""
+    Raises ValueError as `find_function` does, and when the function does not accept the options."""
+    found = find_function(file, function, remedy=f"write def {function}(completion, problem) there")
+    _check_signature(found, file=file, function=function, options=options)
+    return guard(functools.partial(found, **options), title=function, file=str(Path(file).resolve()))
+
+
+def find_function(file: str, function: str, *, remedy: str) -> Callable[..., Any]:
+    """The function of that name in a user's file, which is run to find it.
+
+    Raises ValueError when the file is missing or fails to run, and when it holds no such callable."""
     path = Path(file).resolve()
     if not path.is_file():
         raise ValueError(f"reward file {file!r}: no such file ({path}); give the path of a Python file that defines it")
@@ -28,12 +36,9 @@ def load_function(file: str, function: str, options: Mapping[str, Any]) -> Verif
     if found is None:
         raise ValueError(f"reward file {file!r} defines no {function!r}; {_suggestion(path, function)}")
     if not callable(found):
-        raise ValueError(
-            f"{function!r} in reward file {file!r} is a {type(found).__name__}, not a function; "
-            f"write def {function}(completion, problem) there"
-        )
-    _check_signature(found, file=file, function=function, options=options)
-    return guard(functools.partial(found, **options), title=function, file=str(path))
+        raise ValueError(f"{function!r} in reward file {file!r} is a {type(found).__name__}, not a function; {remedy}")
+    checked: Callable[..., Any] = found
+    return checked
 
 
 def _run_file(path: Path) -> ModuleType:

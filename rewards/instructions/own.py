@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from rewards.guard import describe_exception
 from rewards.instructions.registry import CHECKERS, Checker
+from rewards.user import find_function
 
 REMEDY = "write it as FILE.py:FUNCTION, with def FUNCTION(completion, its arguments) -> bool in the file"
 
 
 def load_checkers(checkers: Mapping[str, str]) -> dict[str, Checker]:
-    """The user's checkers by name; each file is run once.
+    """The user's checkers by name.
 
     Raises ValueError for a name that is taken or empty, and for a place that holds no function."""
-    modules: dict[str, Any] = {}
     loaded = {}
     for name, place in checkers.items():
         if name in CHECKERS or not name.strip():
@@ -27,31 +25,12 @@ def load_checkers(checkers: Mapping[str, str]) -> dict[str, Checker]:
         file, _, function = place.rpartition(":")
         if not file or not function:
             raise ValueError(f"checkers: {name} = {place!r}: {REMEDY}")
-        if file not in modules:
-            modules[file] = _run_file(file, title=f"checkers: {name} = {place!r}")
-        found = getattr(modules[file], function, None)
-        if not callable(found):
-            raise ValueError(f"checkers: {name} = {place!r}: the file defines no function {function!r}; {REMEDY}")
+        try:
+            found = find_function(file, function, remedy=REMEDY)
+        except ValueError as error:
+            raise ValueError(f"checkers: {name} = {place!r}: {error}") from error
         loaded[name] = _own_checker(found, place=place, file=file)
     return loaded
-
-
-def _run_file(file: str, *, title: str) -> Any:
-    path = Path(file).resolve()
-    module_name = f"checker_file_{path.stem}"
-    spec = importlib.util.spec_from_file_location(module_name, path)
-    if spec is None or spec.loader is None or not path.is_file():
-        raise ValueError(f"{title}: {path} is no Python file; {REMEDY}")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[module_name] = module  # dataclasses in the file look themselves up there
-    try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
-        del sys.modules[module_name]
-        raise ValueError(
-            f"{title}: the file fails when it is run: {describe_exception(error, file=str(path))}"
-        ) from error
-    return module
 
 
 def _own_checker(function: Callable[..., Any], *, place: str, file: str) -> Checker:
