@@ -61,7 +61,9 @@ SYSTEM_CALLS = [
     attempts("read another process's memory", "call(310, os.getppid(), 0, 0, 0, 0, 0)", control=True, calls_x86=True),
     attempts("write another process's memory", "call(311, os.getppid(), 0, 0, 0, 0, 0)", control=True, calls_x86=True),
     attempts("compare processes", "call(312, os.getpid(), os.getpid(), 2, 0, 0)", control=True, calls_x86=True),
-    attempts("take a descriptor of process 1", "call(438, os.pidfd_open(os.getpid()), 1, 0)", control=True, calls_x86=True),
+    attempts(
+        "take a descriptor of a process", "call(438, os.pidfd_open(os.getpid()), 1, 0)", control=True, calls_x86=True
+    ),
     attempts("a user namespace", "call(272, 0x10000000)", control=True, calls_x86=True),
     attempts("a mount namespace", "call(272, 0x20000)", control=True, calls_x86=True),
     attempts("a network namespace by clone", "call(56, 0x40000000 | 17, 0, 0, 0, 0) or os._exit(0)", calls_x86=True),

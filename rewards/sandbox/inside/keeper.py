@@ -159,6 +159,7 @@ def _be_program(request: Request, *, folder: str, processes: int) -> NoReturn:
         os._exit(127)
     request.leash.close()  # from here on the code is not ours
     ending.run_and_exit(lambda: request.main(payload, *request.pipes))
+    os._exit(127)
 
 
 def _be_spent_first(processes: int) -> None:
