@@ -49,16 +49,16 @@ NEGATION = _compiled(_NEGATION)
 """What rules out the choice that follows."""
 
 # Up to seven words between the noun and its verb ("the answer to this question is"), none of them a negation.
-_WORDS = rf"(?:\s+(?!{_NEGATION})[^\W\d_][\w'’]*){{0,7}}?"
+_WORDS = rf"(?:,?\s+(?!{_NEGATION})[^\W\d_][\w'’]*){{0,7}}?"
 _JOINED_WORDS = r"[^\s\d_A-Za-z.,;:!?。、不非]{0,16}?"
 
 ANSWER_IS = _compiled(
-    rf"{_NOUN}{_WORDS}{_JOINED_WORDS}(?:\s*(?:{_SIGNS}|(?<!\w)(?:{_COPULAS})(?!\w)|{_JOINED_COPULAS})\s*(?:{_SIGNS})?"
+    rf"{_NOUN}{_WORDS}{_JOINED_WORDS}(?:,?\s*(?:{_SIGNS}|(?<!\w)(?:{_COPULAS})(?!\w)|{_JOINED_COPULAS})\s*(?:{_SIGNS})?"
     rf"|\s+(?={_NEGATION}))"
 )
 """The noun with its verb or sign; the answer follows."""
 
-ANSWER_BARE = _compiled(rf"(?<![^\W\d_])(?:{_NOUNS})\s+|(?:{_JOINED_NOUNS})\s*")
+ANSWER_BARE = _compiled(rf"(?<![^\W\d_])(?:{_NOUNS})\s+|(?:{_JOINED_NOUNS})[】\]]?\s*")
 """The noun alone, as in a heading or in a language that needs no verb."""
 
 SUPPOSED = _compiled(
@@ -125,7 +125,7 @@ OPTION_WORDS = (
 
 FILLER = _compiled(
     rf"[\s\"'«»„“”「」『』:=>·*(\[<#'-]|(?:{_COPULAS}|the|la|le|les|el|los|il|lo|gli|die|der|das|den|de|het|a|o|os|as|az|în|probably|likely|"
-    r"most|more|clearly|definitely|therefore|thus|hence|simply|just|actually|surely|indeed|either|between|be|is|only|should|"
+    r"most|more|clearly|definitely|therefore|thus|hence|simply|just|donc|pues|portanto|quindi|dunque|actually|surely|indeed|either|between|be|is|only|should|"
     rf"must|would|in|fact|number)(?!\w)|l'|{OPTION_WORDS}"
 )
 """What may stand between "the answer is" and the answer."""
@@ -133,12 +133,13 @@ FILLER = _compiled(
 _OR = (
     r"or|and|nor|maybe|perhaps|possibly|alternatively|either|also|both|otherwise|but|as well as|"
     r"(?:it\s+)?(?:could|might|may)(?:\s+(?:also|even|well))*(?:\s+be)?|"
+    r"bien|auch|anche|aussi|también|também|quizá|tal vez|возможно|может быть|belki|mungkin|"
     r"oder|und|vielleicht|ou|et|peut-être|o|u|y|e|quizás|oppure|forse|talvez|of|en|eller|och|или|и|або|lub|albo|i|nebo|ή|"
     r"veya|ya da|ve|hoặc|và|atau|dan|أو|أم|و|یا|או|या|और|বা"
 )
 JOINT = _compiled(
-    rf"(?:[\s,;/|&+·•\"'«»()\[\]{{}}~、?-]|\.{{2,}}|(?<![^\W\d_])(?:{_OR})(?![^\W\d_])|"
-    r"或者|或|和|与|以及|及|または|もしくは|それとも|か|と|또는|혹은|이나|หรือ|และ)*"
+    rf"(?:[\s,;/|&+·•\"'«»()\[\]{{}}~、?-]|\.{{2,}}|\(?\d{{1,3}} ?%\)?|(?<![^\W\d_])(?:{_OR})(?![^\W\d_])|"
+    r"也可能是|也可能|也有可能是|可能是|或者|或是|或|和|与|以及|及|または|もしくは|それとも|か|と|또는|혹은|이나|หรือ|และ)*"
 )
 """What joins two answers to one that is left open."""
 
@@ -152,6 +153,9 @@ SENTENCE_ENDS = _compiled(
     r",\s+(?:not|while|whereas)\b|です|입니다)"
 )
 """What stands after an answer that ends its sentence."""
+
+CONDITION = _compiled(r"[)\]\"']*,?\s*(?:if|unless|otherwise|depending)(?!\w)|,?(?:如果|除非)")
+"""What makes an answer one of several cases."""
 
 BETWEEN = _compiled(
     r"(?:[\s.,;:!*#()\[\]{}\"'\ue000\ue001—–-]|(?<![^\W\d_])(?:or|and|so|the|thus|therefore|hence|final|correct|right|my|is|also|"

@@ -16,6 +16,7 @@ from rewards.choice_phrases import (
     ANSWER_IS,
     BECAUSE,
     BETWEEN,
+    CONDITION,
     CORRECTION,
     DENIED_AFTER,
     DENIED_BEFORE,
@@ -59,10 +60,13 @@ class _Statement(NamedTuple):
 def settle(completion: str, choices: Sequence[Choice]) -> Settled:
     """The choices that the completion's last word names: one when it is clear, several or none when it is not."""
     reader = _Reader(_after_thought(completion)[-TAIL_CHARACTERS:], choices)
-    informal = reader.informal()
-    for source, statements in (("formal", reader.formal()), ("informal", informal), ("line", reader.lines())):
-        if statements:
-            return Settled(reader.last_word(statements, informal), source)
+    formal, informal = reader.formal(), reader.informal()
+    for source, statements in (("formal", formal), ("informal", informal), ("line", reader.lines())):
+        if any(not statement.denied for statement in statements):
+            named = reader.last_word(statements, informal)
+            denied = NOTHING.union(*(statement.named for statement in formal if statement.denied))
+            # Within the formal statements their order decides; what is less formal cannot bring back what they deny.
+            return Settled(NOTHING if source != "formal" and named & denied else named, source)
     return Settled(NOTHING, "none")
 
 
@@ -79,6 +83,7 @@ _APPOSITION = re.compile(r"\s*[,:-]*\s*")
 _STOPS = re.compile(rf"[\s)\]}}>\"'.,;:!。」{CLOSE}]*")
 _STOPS_IN_LINE = re.compile(rf"[^\S\n]*[)\]}}>\"'.,;:!。」{CLOSE}]*[^\S\n]*(?=\n|\Z)")
 _EXPLAINED = re.compile(r"\s*[).:\]-]")
+_LISTED = re.compile(r"\s*[):-]")
 _QUESTION = re.compile(r"[)\]\"'\s]*\?")
 _AS_PRONOUN = re.compile(r"\s+(?!is\b|or\b|and\b|because\b|since\b)[a-z]|'")
 _ENCLOSED = re.compile(rf"{OPEN}([^{OPEN}{CLOSE}]*)({CLOSE}|\Z)")
@@ -198,7 +203,9 @@ class _Reader:
             if instead is None:
                 return _Statement(start, end, named, denied=True)
             named, end = instead
-        return None if _QUESTION.match(self.text, end) else _Statement(start, end, named)
+        if _QUESTION.match(self.text, end):
+            return None
+        return _Statement(start, end, NOTHING if CONDITION.match(self.text, end) else named)
 
     def formal(self) -> list[_Statement]:
         """What boxes, answer tags and "the answer is" state."""
@@ -290,9 +297,13 @@ class _Reader:
         return [statement._replace(named=named) for statement in sorted(found)[-1:]]
 
     def _is_only_labelled_line(self, start: int, lines: Sequence[tuple[int, int]]) -> bool:
-        """Whether no other line begins with a label: where several do, the choices are gone through one by one."""
-        return self._begins_with_label(start) and not any(
-            self._begins_with_label(other) for other, _ in lines if other != start
+        """Whether no other line begins with a label and no other is in the line: else choices are gone through."""
+        first = bisect_left(self.starts, start)
+        in_line = [at for at in self.starts[first + 1 :] if at in self.labels and "\n" not in self.text[start:at]]
+        return (
+            self._begins_with_label(start)
+            and not any(self._begins_with_label(other) for other, _ in lines if other != start)
+            and not any(_LISTED.match(self.text, self.labels[at].end) for at in in_line)
         )
 
     def _begins_with_label(self, start: int) -> bool:
@@ -305,8 +316,6 @@ class _Reader:
         """What the last statement names, with those that are made in one breath with it; what it takes back is gone."""
         ordered = sorted(statements)
         kept = [statement for statement in ordered if not statement.denied]
-        if not kept:
-            return NOTHING
         last = kept.pop()
         if not last.named:
             return NOTHING

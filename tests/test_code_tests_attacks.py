@@ -56,7 +56,7 @@ def read_programs(name: str) -> dict[str, str]:
 
 ATTACKS = read_programs("code_attacks.txt")
 PROGRAM_ATTACKS = read_programs("code_attack_programs.txt")
-SLOW = re.compile(r"without end|floods|hangs|sleeps|past the stack|many|as large as memory|exits from a thread")
+SLOW = re.compile(r"without end|floods|hangs|sleeps|past the stack|many|as large as|one hash|traces|from a thread")
 
 
 def score(source: str) -> Reward:

@@ -97,7 +97,7 @@ def _read_hermes(text: str, at: int) -> tuple[Call, int]:
     return _as_call(value), _expect(CLOSE, text, _skip_space(text, at))
 
 
-_NAME = re.compile(r"[^\s<>{}\"']+")
+_NAME = re.compile(r"[^\s<>{}()\[\]\"']+")
 
 
 def _read_glm(text: str, at: int) -> tuple[Call, int]:
@@ -113,8 +113,8 @@ def _read_glm(text: str, at: int) -> tuple[Call, int]:
         key, at = _enclosed("arg_key", text, at)
         value, at = _enclosed("arg_value", text, _skip_space(text, at))
         key = key.strip()
-        if key in arguments:
-            raise MalformedError(f"the argument {key[:40]!r} stands twice")
+        if key in arguments or not key or "<" in key:
+            raise MalformedError(f"the argument {key[:40]!r} stands twice or is no name")
         arguments[key] = Untyped(value)
         at = _skip_space(text, at)
     return Call(name, arguments), at + len(CLOSE)

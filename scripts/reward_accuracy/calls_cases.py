@@ -147,7 +147,7 @@ def wrong_cases(problem: dict[str, Any]) -> Iterator[Case]:
 def _needless_calls(problem: dict[str, Any]) -> Iterator[Case]:
     function = problem["functions"][0]
     properties = function["parameters"]["properties"]
-    calls = [{"name": function["name"], "arguments": {key: 1 for key in properties}}]
+    calls = [{"name": function["name"], "arguments": dict.fromkeys(properties, 1)}]
     for name, write in FORMATS.items():
         text = write(calls)
         yield Case(f"call where none is needed, {name}", problem, text, False, None)
