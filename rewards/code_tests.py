@@ -19,9 +19,9 @@ from dataclasses import dataclass, replace
 from time import monotonic
 from typing import Any, Literal, NamedTuple
 
-from rewards.code_extract import EXTRACTORS, extract_code
-from rewards.code_output import same_output
-from rewards.code_rows import AssertTests, StdinTests, read_tests
+from rewards.code.extract import EXTRACTORS, extract_code
+from rewards.code.output import same_output
+from rewards.code.rows import AssertTests, StdinTests, read_tests
 from rewards.sandbox import Ended, Finished, Limits, Sandbox, SandboxUnavailableError
 from rewards.types import Reward, Verifier
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from rewards.generated_tasks import ALLOWED_TASKS, LEFT_OUT_TASKS
-from rewards.math_extract import boxed
+from rewards.maths.extract import boxed
 from rewards.types import Reward, Verifier
 
 MAX_ANSWER_CHARACTERS = 20_000

@@ -19,12 +19,12 @@ from pathlib import Path
 from time import monotonic, sleep, time
 from typing import Any, TypeVar
 
-from rewards.judge_budget import Budget, BudgetError
-from rewards.judge_cache import AnswerCache
-from rewards.judge_http import MAX_BODY_BYTES, Reply, RequestError, read_reply, used_tokens
-from rewards.judge_options import JudgeOptions, worst_case_seconds
-from rewards.judge_rubric import RowError, Rubric
-from rewards.judge_scale import Answer, NoAnswerError, Verdict, parse_answer, score_of_logprobs, score_of_text
+from rewards.judging.budget import Budget, BudgetError
+from rewards.judging.cache import AnswerCache
+from rewards.judging.http import MAX_BODY_BYTES, Reply, RequestError, read_reply, used_tokens
+from rewards.judging.options import JudgeOptions, worst_case_seconds
+from rewards.judging.rubric import RowError, Rubric
+from rewards.judging.scale import Answer, NoAnswerError, Verdict, parse_answer, score_of_logprobs, score_of_text
 from rewards.types import Reward, Verifier
 
 __all__ = ["Judge", "JudgeError", "JudgeOptions", "Verdict", "build_judge", "prepare_judge", "worst_case_seconds"]

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal
 
-from rewards.detection import LANGUAGES, codes_of, language_probabilities, prepare_detection
-from rewards.prose import count_words, prose_of
+from rewards.prose.detection import LANGUAGES, codes_of, language_probabilities, prepare_detection
+from rewards.prose.words import count_words, prose_of
 from rewards.types import Reward, Verifier
 
 WINDOW_CHARACTERS = 200

@@ -13,12 +13,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from rewards.math_compare import form_of, same_relation, same_value, same_values
-from rewards.math_extract import EXTRACTORS, MAX_ANSWER_CHARACTERS, boxed, extract, hashes, phrase
-from rewards.math_magnitude import is_too_large, is_unbounded, refusal_of
-from rewards.math_numbers import PlainNumber, as_latex, read_decimal_comma, read_number, same_number, without_unit
-from rewards.math_structure import structure_of
-from rewards.math_text import as_formula, choice_of, clean, is_prose, is_words, words_of
+from rewards.maths.compare import form_of, same_relation, same_value, same_values
+from rewards.maths.extract import EXTRACTORS, MAX_ANSWER_CHARACTERS, boxed, extract, hashes, phrase
+from rewards.maths.magnitude import is_too_large, is_unbounded, refusal_of
+from rewards.maths.numbers import PlainNumber, as_latex, read_decimal_comma, read_number, same_number, without_unit
+from rewards.maths.structure import structure_of
+from rewards.maths.text import as_formula, choice_of, clean, is_prose, is_words, words_of
 from rewards.types import Reward, Verifier
 
 MAX_PIECES = 16

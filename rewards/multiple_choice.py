@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from rewards.choice_reading import settle
-from rewards.choice_text import Choice, core_of, normalize
+from rewards.choice.reading import settle
+from rewards.choice.text import Choice, core_of, normalize
 from rewards.types import Reward, Verifier
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"

@@ -16,9 +16,9 @@ from types import TracebackType
 from typing import Any
 
 from rewards.build import build_spec
-from rewards.process import Nursery, WorkerDiedError, WorkerProcess
 from rewards.spec import RewardSpec
 from rewards.types import Reward, Status, Verifier
+from rewards.workers.process import Nursery, WorkerDiedError, WorkerProcess
 
 MAX_CALLS_PER_MESSAGE = 32
 MESSAGE_SECONDS = 0.002

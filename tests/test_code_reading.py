@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rewards.code_extract import bound_names, extract_code, fenced_blocks, parse
-from rewards.code_output import same_output
+from rewards.code.extract import bound_names, extract_code, fenced_blocks, parse
+from rewards.code.output import same_output
 
 # Where the code is
 

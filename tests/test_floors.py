@@ -37,8 +37,8 @@ QUARANTINE = {
     "math_verify": "rewards/math_answer.py",
     "reasoning_gym": "rewards/generated.py",
     "httpx": "rewards/judge.py",
-    "langdetect": "rewards/detection.py",
-    "nltk": "rewards/sentences.py",
+    "langdetect": "rewards/prose/detection.py",
+    "nltk": "rewards/prose/sentences.py",
 }
 
 

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from rewards import Pool, RewardSpec, Status, build
 from rewards.judge import Judge, JudgeError, JudgeOptions, worst_case_seconds
-from rewards.judge_budget import Budget, BudgetError
-from rewards.judge_cache import AnswerCache
-from rewards.judge_scale import Answer
+from rewards.judging.budget import Budget, BudgetError
+from rewards.judging.cache import AnswerCache
+from rewards.judging.scale import Answer
 from tests.judge_server import fails, http, quick_options, raw, says, serving, waits
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -126,7 +126,7 @@ def test_tokens_without_a_limit_on_an_answer_are_refused(tmp_path):
 RESERVE = """
 import sys
 from pathlib import Path
-from rewards.judge_budget import Budget, BudgetError
+from rewards.judging.budget import Budget, BudgetError
 budget = Budget(Path(sys.argv[1]), "r", "e", 40, None, None)
 done = 0
 for _ in range(40):
@@ -235,7 +235,7 @@ def test_a_clock_that_was_set_back_does_not_stop_the_run(tmp_path):
 
 
 def test_requests_wait_for_their_turn_and_give_up_when_it_is_too_late(tmp_path, monkeypatch):
-    monkeypatch.setattr("rewards.judge_budget.MINUTE_SECONDS", 0.4)
+    monkeypatch.setattr("rewards.judging.budget.MINUTE_SECONDS", 0.4)
     with serving(says(GOOD)) as server:
         asked = judge(server, tmp_path, requests_per_minute=1, timeout_seconds=3.0)
         start_seconds = monotonic()
@@ -243,7 +243,7 @@ def test_requests_wait_for_their_turn_and_give_up_when_it_is_too_late(tmp_path, 
         asked.ask("b")
         # Not from the first request on: a turn is given before the work that sends it.
         assert server.requests[1].at_seconds - start_seconds > 0.39
-        monkeypatch.setattr("rewards.judge_budget.MINUTE_SECONDS", 60.0)
+        monkeypatch.setattr("rewards.judging.budget.MINUTE_SECONDS", 60.0)
         start_seconds = monotonic()
         with pytest.raises(JudgeError, match="requests_per_minute = 1: the next turn is"):
             asked.ask("c")

@@ -19,7 +19,7 @@ import pytest
 
 from rewards import Pool, RewardSpec
 from rewards.judge import Judge, JudgeError, JudgeOptions
-from rewards.judge_cache import AnswerCache
+from rewards.judging.cache import AnswerCache
 from tests.judge_server import completion, fails, http, quick_options, raw, says, serving, text_completion
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -241,7 +241,7 @@ def in_another_process(program, *arguments):
 PUT_FOR_EVER = """
 import sys
 from pathlib import Path
-from rewards.judge_cache import AnswerCache
+from rewards.judging.cache import AnswerCache
 cache = AnswerCache(Path(sys.argv[1]))
 for number in range(10**9):
     assert not cache.put(f"{sys.argv[2]} {number}", f"{number} " * 300)
@@ -252,7 +252,7 @@ for number in range(10**9):
 DIE_IN_THE_MIDST = """
 import os, signal, sys
 from pathlib import Path
-from rewards.judge_cache import AnswerCache, open_database
+from rewards.judging.cache import AnswerCache, open_database
 cache = AnswerCache(Path(sys.argv[1]))
 assert not cache.put("before", "b")
 with open_database(cache.path, "PRAGMA cache_size = 10", wait_seconds=1.0) as connection:

@@ -11,7 +11,7 @@ import pytest
 
 from rewards import Status, build
 from rewards.judge import Judge, JudgeError, JudgeOptions, worst_case_seconds
-from rewards.judge_http import MAX_BODY_BYTES
+from rewards.judging.http import MAX_BODY_BYTES
 from tests.judge_server import (
     completion,
     drips,

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rewards.judge_http import EXCERPT_CHARACTERS, excerpt
-from rewards.judge_options import SETTLE_SECONDS, JudgeOptions, worst_case_seconds
-from rewards.judge_rubric import RowError, Rubric, fence
-from rewards.judge_scale import (
+from rewards.judging.http import EXCERPT_CHARACTERS, excerpt
+from rewards.judging.options import SETTLE_SECONDS, JudgeOptions, worst_case_seconds
+from rewards.judging.rubric import RowError, Rubric, fence
+from rewards.judging.scale import (
     Answer,
     NoAnswerError,
     parse_answer,

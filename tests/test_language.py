@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rewards import Pool, RewardSpec, build
-from rewards.detection import LANGUAGES, codes_of, detect_language
 from rewards.language import SCRIPTS
-from rewards.prose import count_words, prose_of
+from rewards.prose.detection import LANGUAGES, codes_of, detect_language
+from rewards.prose.words import count_words, prose_of
 
 TEXTS = {
     "en": "The farmer has twelve cows and sells five of them at the market. He keeps the other seven, because his "
@@ -322,7 +322,7 @@ SCRIPT = """
 import json, sys
 import langdetect
 langdetect.DetectorFactory.seed = int(sys.argv[1])
-from rewards.detection import detect_language
+from rewards.prose.detection import detect_language
 texts = json.loads(sys.argv[2])
 [detect_language(text) for text in reversed(texts)]
 print(json.dumps([detect_language(text) for text in texts]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rewards.sentences import count_capital_words, count_sentences
+from rewards.prose.sentences import count_capital_words, count_sentences
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from rewards.detection import codes_of
+from rewards.prose.detection import codes_of
 
 RELATIONS = ("at least", "less than")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
-from rewards.sentences import count_sentences
+from rewards.prose.sentences import count_sentences
 
 _WORD = re.compile(r"\w+")
 _ENDS_FIRST_WORD = re.compile(r"[.,?!'\"]")

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
-from rewards.detection import prepare_detection
 from rewards.instructions.own import load_checkers
 from rewards.instructions.registry import CHECKERS, Checker
 from rewards.options import nearest
-from rewards.sentences import prepare_sentences
+from rewards.prose.detection import prepare_detection
+from rewards.prose.sentences import prepare_sentences
 from rewards.types import Reward, Verifier
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 
-from rewards.detection import detect_language
 from rewards.instructions.counting import compare
-from rewards.sentences import count_capital_words
+from rewards.prose.detection import detect_language
+from rewards.prose.sentences import count_capital_words
 
 ENGLISH = frozenset({"en"})
 

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from rewards.math_numbers import NUMBER, read_number
-from rewards.math_text import is_prose, is_words
+from rewards.maths.numbers import NUMBER, read_number
+from rewards.maths.text import is_prose, is_words
 
 MAX_ANSWER_CHARACTERS = 1_000
 TAIL_CHARACTERS = 4_000

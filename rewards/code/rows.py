@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rewards.code_extract import bound_names
+from rewards.code.extract import bound_names
 from rewards.options import nearest
 
 MAX_TESTS = 5_000

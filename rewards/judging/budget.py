@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from rewards.judge_cache import open_database
+from rewards.judging.cache import open_database
 
 FILE_NAME = "judge_budget.sqlite"
 MINUTE_SECONDS = 60.0

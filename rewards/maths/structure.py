@@ -7,7 +7,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from rewards.math_text import as_formula
+from rewards.maths.text import as_formula
 
 MAX_PARTS = 64
 

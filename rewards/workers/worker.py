@@ -1,6 +1,6 @@
 """The worker process of `rewards.pool`: reads batches of calls, answers each one as soon as it is done.
 
-A fork of `rewards.nursery`, with a pipe for requests and one for answers. Answers, as JSON lists:
+A fork of `rewards.workers.nursery`, with a pipe for requests and one for answers. Answers, as JSON lists:
 ["ready"], then for each batch ["started"], for each call ["building"] and ["started"] around the first use of a
 reward, and ["scored", value, status, parts, detail]; ["retire"] when it has used up its memory and wants replacing.
 What verifiers print goes to stderr; what they read from stdin is empty."""
@@ -15,9 +15,9 @@ import signal
 import sys
 
 from rewards.build import build_spec, prepare_spec
-from rewards.frames import read_frame, write_answer
 from rewards.spec import RewardSpec
 from rewards.types import Reward, Verifier
+from rewards.workers.frames import read_frame, write_answer
 
 MAX_DETAIL_CHARACTERS = 2_000
 RETIRE_MEMORY_FRACTION = 0.75

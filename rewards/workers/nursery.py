@@ -3,7 +3,7 @@
 What a worker would import for built-in rewards (math-verify takes a second) is imported here once and shared by all. No
 verifier runs here and no user's file is loaded: this process has one thread, and what it forks is clean.
 
-Started as `python -m rewards.nursery` with a stream socket on stdin. Requests: b"p" and a frame with a pickled
+Started as `python -m rewards.workers.nursery` with a stream socket on stdin. Requests: b"p" and a frame with a pickled
 RewardSpec, whose packages are imported; b"w" with three descriptors, for a worker's requests, its answers and its
 lifeline. Whoever closes or shuts the lifeline has the worker killed with its process group; when the worker has ended,
 however it did, its exit code (negative: a signal) is written there as four bytes."""
@@ -20,9 +20,9 @@ import sys
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from rewards import worker
 from rewards.build import prepare_spec
-from rewards.frames import EXIT_CODE, PREPARE, read_frame
+from rewards.workers import worker
+from rewards.workers.frames import EXIT_CODE, PREPARE, read_frame
 
 PARENT_CHECK_MILLISECONDS = 1_000
 

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
-from rewards.math_text import FUNCTION_WORDS, LINKING_WORDS, clean
+from rewards.maths.text import FUNCTION_WORDS, LINKING_WORDS, clean
 
 MAX_DIGITS = 400
 ABSOLUTE_TOLERANCE = Fraction(5, 10**7)

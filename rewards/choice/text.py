@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from rewards.choice_phrases import OPTION_WORDS
+from rewards.choice.phrases import OPTION_WORDS
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from rewards.choice_phrases import (
+from rewards.choice.phrases import (
     ANSWER_BARE,
     ANSWER_IS,
     BECAUSE,
@@ -31,7 +31,7 @@ from rewards.choice_phrases import (
     SUPPOSED,
     WEAK,
 )
-from rewards.choice_text import CLOSE, OPEN, Choice, Named, label_mentions, normalize, text_mentions
+from rewards.choice.text import CLOSE, OPEN, Choice, Named, label_mentions, normalize, text_mentions
 
 TAIL_CHARACTERS = 10_000
 MAX_FILLERS = 40

@@ -1,8 +1,8 @@
 """Worker processes seen from the pool: the nursery that forks them, and one worker: hand it frames, wait for its
 answers, kill it.
 
-It knows nothing of calls, limits or order. The nursery is a plain Python with the module `rewards.nursery` as its main
-program, so nothing of the parent's own main program is imported again."""
+It knows nothing of calls, limits or order. The nursery is a plain Python with the module `rewards.workers.nursery` as
+its main program, so nothing of the parent's own main program is imported again."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from rewards.frames import EXIT_CODE, FORK, PREPARE, pack, unpack
 from rewards.spec import RewardSpec
+from rewards.workers.frames import EXIT_CODE, FORK, PREPARE, pack, unpack
 
 START_LIMIT_SECONDS = 60.0
 SEND_LIMIT_SECONDS = 60.0
@@ -75,7 +75,7 @@ class Nursery:
             with there:
                 # A session of its own keeps Ctrl-C away from the start on.
                 self._process = subprocess.Popen(
-                    [sys.executable, "-P", "-m", "rewards.nursery"],
+                    [sys.executable, "-P", "-m", "rewards.workers.nursery"],
                     stdin=there.fileno(),
                     stdout=2,
                     start_new_session=True,
@@ -215,7 +215,7 @@ class WorkerProcess:
 
 def _environment() -> dict[str, str]:
     """The parent's, with the way to this package, and one thread for each worker: a pool is parallel already."""
-    root = str(Path(__file__).resolve().parent.parent)
+    root = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(entry for entry in (root, os.environ.get("PYTHONPATH")) if entry)
     threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     return {**os.environ, **threads, "PYTHONPATH": path}

@@ -1,0 +1,1 @@
+"""How the mathematics reward reads and compares answers; math-verify itself is asked in rewards.math_answer."""
