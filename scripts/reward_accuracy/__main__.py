@@ -3,8 +3,8 @@
     python scripts/reward_accuracy                # every table
     python scripts/reward_accuracy maths calls    # some of them
 
-Code and calls need the public rows (MBPP, HumanEval, BFCL) in shared/data beside the repository, or where
-GRPO_SHARED_DATA says; code also needs bubblewrap. docs/rewards.md says which cases these are."""
+Programs and calls need the public rows (MBPP, HumanEval, BFCL) in shared/data beside the repository, or where
+GRPO_SHARED_DATA says; programs also need bubblewrap. docs/rewards.md says which cases these are."""
 
 import argparse
 import importlib
@@ -15,7 +15,7 @@ from pathlib import Path
 # The rewards of this checkout, where the project is not installed; this folder itself is in the path already.
 sys.path.append(str(Path(__file__).resolve().parents[2]))
 
-TABLES = ("maths", "instructions", "calls", "code")
+TABLES = ("maths", "instructions", "calls", "programs")
 
 
 def main(arguments: Sequence[str]) -> int:
