@@ -197,11 +197,10 @@ def _json_rows(path: Path, *, place: str) -> list[dict[str, Any]]:
 
 def _json_list(path: Path) -> list[Any] | None:
     """The entries of a file that is one JSON list; None where it is lines."""
-    with path.open("rb") as file:
-        if not file.read(1024).lstrip().startswith(b"["):
-            return None
-        file.seek(0)
-        rows = json.load(file)
+    text = path.read_text(encoding="utf-8-sig")
+    if not text.lstrip().startswith("["):
+        return None
+    rows = json.loads(text)
     assert isinstance(rows, list), "what begins with a bracket is a list"
     return rows
 
@@ -209,13 +208,17 @@ def _json_list(path: Path) -> list[Any] | None:
 def _problem(row: Mapping[str, Any], source: Source, *, reward: RewardSpec, place: str) -> Problem | None:
     messages = _messages(row, source, place=place)
     if source.answer_column is None:
-        return _named(messages, "", source=source, reward=reward, meta=dict(row))
+        # The reward reads other columns: rows with the same prompt are two problems where these differ.
+        others = json.dumps(dict(row), sort_keys=True, ensure_ascii=False, default=str)
+        return _named(messages, "", source=source, reward=reward, meta=dict(row), identity=others)
     if source.answer_column not in row:
         raise DataError(_no_column(place, "answer_column", source.answer_column, row))
     text = _answer_text(row[source.answer_column], place=place, column=source.answer_column)
     if not text.strip():
         return None
     meta = {name: value for name, value in row.items() if name != source.answer_column}
+    if source.answer_pattern is None and not isinstance(row[source.answer_column], str):
+        meta["answer"] = row[source.answer_column]  # as it stands: to a verifier a list is not its text
     if source.answer_pattern is not None:
         match = re.search(source.answer_pattern, text, flags=re.DOTALL)
         if match is None:
@@ -231,17 +234,23 @@ def _problem(row: Mapping[str, Any], source: Source, *, reward: RewardSpec, plac
     text = text.strip()
     if not text:
         return None
-    return _named(messages, text, source=source, reward=reward, meta=meta)
+    return _named(messages, text, source=source, reward=reward, meta=meta, identity=text)
 
 
 def _named(
-    messages: tuple[Message, ...], answer: str, *, source: Source, reward: RewardSpec, meta: dict[str, Any]
+    messages: tuple[Message, ...],
+    answer: str,
+    *,
+    source: Source,
+    reward: RewardSpec,
+    meta: dict[str, Any],
+    identity: str,
 ) -> Problem:
-    """The problem, whose id is made of its messages and its answer."""
-    content = json.dumps([[m.role, m.content] for m in messages] + [answer], ensure_ascii=False)
-    identity = hashlib.blake2b(content.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+    """The problem, whose id is made of its messages and `identity`."""
+    content = json.dumps([[m.role, m.content] for m in messages] + [identity], ensure_ascii=False)
+    name = hashlib.blake2b(content.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
     return Problem(
-        id=identity, messages=messages, answer=answer, reward=reward, meta=meta, prompt_suffix=source.prompt_suffix
+        id=name, messages=messages, answer=answer, reward=reward, meta=meta, prompt_suffix=source.prompt_suffix
     )
 
 

@@ -61,11 +61,11 @@ class Problem:
         """The mapping that rewards see: `finished` is False when the token limit cut the completion of `num_tokens`."""
         messages = [{"role": message.role, "content": message.content} for message in self.messages]
         return {
-            **self.meta,
+            "answer": self.answer,
+            **self.meta,  # whose answer, where it has one, is the row's own: a number, a list
             "id": self.id,
             "prompt": self.prompt,
             "messages": messages,
-            "answer": self.answer,
             "finished": finished,
             "num_tokens": num_tokens,
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 import reprlib
 import traceback
 from collections.abc import Callable, Mapping
@@ -37,7 +38,7 @@ def as_reward(returned: Any, *, title: str) -> Reward:
         return returned
     if returned is None:
         return Reward.abstained(f"{title} returned None")
-    if isinstance(returned, (bool, int, float)):
+    if isinstance(returned, numbers.Real):  # bools, and the scalars of numpy too
         try:
             value = float(returned)
         except OverflowError:

@@ -5,6 +5,7 @@ of the call that the worker is at. Knows nothing of what the verifiers judge."""
 
 from __future__ import annotations
 
+import os
 import pickle
 import threading
 from collections import deque
@@ -18,7 +19,7 @@ from typing import Any
 from rewards.build import build_spec
 from rewards.spec import RewardSpec
 from rewards.types import Reward, Status, Verifier
-from rewards.workers.process import Nursery, WorkerDiedError, WorkerProcess
+from rewards.workers.process import Nursery, NurseryDiedError, WorkerDiedError, WorkerProcess
 
 MAX_CALLS_PER_MESSAGE = 32
 MESSAGE_SECONDS = 0.002
@@ -65,6 +66,7 @@ class Pool:
         self.timeout_seconds = timeout_seconds
         self.build_timeout_seconds = build_timeout_seconds
         self.memory_limit_mb = memory_limit_mb
+        self._owner_pid = os.getpid()
         self._lock = threading.Condition()
         self._queue: deque[_Call] = deque()
         self._closed = False
@@ -87,7 +89,11 @@ class Pool:
         self.close()
 
     def close(self) -> None:
-        """Kill the workers at once. Calls that have no result by then become errors; nothing waits for ever."""
+        """Kill the workers at once. Calls that have no result by then become errors; nothing waits for ever.
+
+        In a fork of the process that made the pool nothing is done: workers and threads are the other's."""
+        if os.getpid() != self._owner_pid:
+            return
         with self._lock:
             self._closed = True
             for call in self._queue:
@@ -103,7 +109,7 @@ class Pool:
     def submit(self, spec: RewardSpec, completion: str, problem: Mapping[str, Any]) -> Future[Reward]:
         """The future reward of one call; it holds a Reward in every case, never an exception, and cannot be cancelled.
 
-        Raises RuntimeError when the pool is closed."""
+        Raises RuntimeError when the pool is closed, and in a fork of the process that made it."""
         return self._submit_all([(spec, completion, problem)])[0]
 
     def score_all(self, calls: Sequence[tuple[RewardSpec, str, Mapping[str, Any]]]) -> list[Reward]:
@@ -111,6 +117,8 @@ class Pool:
         return [future.result() for future in self._submit_all(calls)]
 
     def _submit_all(self, calls: Sequence[tuple[RewardSpec, str, Mapping[str, Any]]]) -> list[Future[Reward]]:
+        if os.getpid() != self._owner_pid:
+            raise RuntimeError("this pool was made before the process was forked; make one in each process")
         futures: list[Future[Reward]] = []
         accepted = []
         for spec, completion, problem in calls:
@@ -209,7 +217,7 @@ class Pool:
     def _stop_worker(self, worker: WorkerProcess) -> None:
         with self._lock:
             self._live.discard(worker)
-            worker.kill()
+        worker.kill()
 
     def _run(self, worker: WorkerProcess, calls: deque[_Call]) -> bool:
         """Have the worker judge the calls, each of which leaves `calls` with its result or is given back.
@@ -244,8 +252,10 @@ class Pool:
                     limit_seconds = self.build_timeout_seconds if building else self.timeout_seconds
                     start_seconds = monotonic()
         except WorkerDiedError as error:
-            # Before it has begun the fault is no call's own, unless one call sees it happen again and again.
-            if calls and (begun or calls[0].num_handovers >= MAX_HANDOVERS):
+            # Before it has begun the fault is no call's own, unless one call sees it happen again and again; nor is the
+            # death of the process that workers are forked from.
+            blamed = begun and not (building and isinstance(error, NurseryDiedError))
+            if calls and (blamed or calls[0].num_handovers >= MAX_HANDOVERS):
                 self._end_call(calls.popleft(), timeout=False, building=building, how=str(error))
             self._give_back(calls)
             return False

@@ -4,16 +4,16 @@ Only here do columns arrive as keywords, as TRL dictates; TRL itself is not impo
 
 from __future__ import annotations
 
-import asyncio
 import atexit
 import inspect
+import os
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from rewards.build import build_spec
+from rewards.build import build_spec, longest_seconds
 from rewards.guard import guard
 from rewards.pool import Pool
 from rewards.spec import RewardSpec
@@ -21,6 +21,11 @@ from rewards.types import Reward, Verifier
 
 OF_THE_TRAINER = frozenset({"trainer_state", "log_extra", "log_metric", "environments"})
 """Keywords that TRL adds to the columns of the data set."""
+
+PROMPTS = frozenset({"prompt", "messages"})
+"""What of a problem is handed over as TRL's prompts."""
+POOL_SECONDS, POOL_MEMORY_MB = 5.0, 4096
+"""Limits of the pool that `as_trl` opens; a reward with a limit of its own gets a second more than that."""
 
 TrlFunction = Callable[..., list[float | None]]
 
@@ -32,8 +37,9 @@ def as_trl(reward: str | RewardSpec | Verifier, *, pool: Pool | None = None) -> 
     conversational, and `num_tokens`; TRL does not tell whether a completion ended by itself, so `finished` is missing.
     A name or a spec is judged in `pool`, or in a pool of two workers that is opened with the first call and closed
     when Python ends; a verifier is called in this process. Lost verdicts are logged as `<name>/errors`, parts as
-    `<name>/<part>`, and the first of each cause as a warning; TRL leaves a rollout without a value out of its group.
-    Raises ValueError for a reward that cannot be built."""
+    `<name>/<part>`, and the first of each cause as a warning. TRL leaves a rollout out of its group when none of its
+    `reward_funcs` has a value, and counts a missing one among others as 0: put several into one `compose`.
+    Raises ValueError for a reward that cannot be built, and for a pool that would kill it before its own limit."""
     judge, title = _judge(reward, pool=pool)
     warned: set[str] = set()
 
@@ -66,22 +72,32 @@ def from_trl(function: Callable[..., Any], *, conversational: bool) -> Verifier:
     """A reward function written for TRL, async ones too, as a verifier; it sees one completion at a time.
 
     `conversational` says which form it expects: lists of messages, as TRL's own rewards do, or plain texts. The
-    problem's entries become the columns. Wrap it in a file and name that file as the reward:
+    problem's entries become the columns; `completion_ids` are as many zeros as there are `num_tokens`, whatever is
+    logged is dropped, and there is no `trainer_state`. Wrap it in a file and name that file as the reward:
     `solved = from_trl(accuracy_reward, conversational=True)`."""
 
     def judge(completion: str, problem: Mapping[str, Any]) -> Any:
-        columns = {name: [value] for name, value in problem.items() if name not in ("prompt", "messages")}
         prompt, answer = problem.get("prompt", ""), completion
         if conversational:
             prompt = problem.get("messages") or [{"role": "user", "content": prompt}]
             answer = [{"role": "assistant", "content": completion}]  # type: ignore[assignment]  # TRL's other form
+        columns: dict[str, Any] = {name: [value] for name, value in problem.items() if name not in PROMPTS}
+        columns |= {"log_extra": _log_nothing, "log_metric": _log_nothing}
+        if "num_tokens" in problem:
+            columns["completion_ids"] = [[0] * problem["num_tokens"]]
         values = function(prompts=[prompt], completions=[answer], **columns)
         if inspect.iscoroutine(values):
+            import asyncio  # a tenth of a second that few need
+
             values = asyncio.run(values)
         (value,) = values
         return value
 
     return guard(judge, title=getattr(function, "__name__", type(function).__name__))
+
+
+def _log_nothing(name: str, values: Any) -> None:
+    """What a function of TRL's logs where no trainer of TRL's listens."""
 
 
 def _judge(
@@ -94,13 +110,22 @@ def _judge(
         return lambda calls: [verifier(completion, problem) for completion, problem in calls], title
     spec = RewardSpec(reward) if isinstance(reward, str) else reward
     build_spec(spec)
-    pools = [] if pool is None else [pool]
+    seconds = longest_seconds(spec)
+    if pool is not None and pool.workers and seconds >= pool.timeout_seconds:
+        raise ValueError(
+            f"{spec.title} may take {seconds:g} s by its own options, and the pool kills a call after "
+            f"{pool.timeout_seconds:g} s; give the pool a timeout_seconds above {seconds:g}, or lower the options"
+        )
+    own: dict[int, Pool] = {}  # by process: a fork must not use its parent's
 
     def judge(calls: list[tuple[str, dict[str, Any]]]) -> list[Reward]:
-        if not pools:
-            pools.append(Pool(workers=2))
-            atexit.register(pools[0].close)
-        return pools[0].score_all([(spec, completion, problem) for completion, problem in calls])
+        judging = pool or own.get(os.getpid())
+        if judging is None:
+            limit_seconds = max(POOL_SECONDS, seconds + 1.0)
+            judging = Pool(workers=2, timeout_seconds=limit_seconds, memory_limit_mb=POOL_MEMORY_MB)
+            own[os.getpid()] = judging
+            atexit.register(judging.close)
+        return judging.score_all([(spec, completion, problem) for completion, problem in calls])
 
     return judge, spec.name or str(spec.function)
 

@@ -38,6 +38,9 @@ def own_cache(tmp_path, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
 
 
+GOLD = {"answer_column": "gold"}
+
+
 def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
@@ -161,6 +164,20 @@ def test_what_is_nested_in_a_json_row_is_not_given_the_keys_of_other_rows(tmp_pa
     listed = problems_of({"path": str(tmp_path / "rows.json"), "answer_column": None})
     assert [problem.meta["wanted"] for problem in lines] == [row["wanted"] for row in rows]
     assert lines == listed
+
+
+@pytest.mark.parametrize("answer", [["0.5", "one half"], 3, 2.5])
+def test_a_verifier_sees_an_answer_that_is_no_text_as_it_stands(tmp_path, answer):
+    (problem,) = problems_of({"path": write_jsonl(tmp_path / "rows.jsonl", [{"prompt": "a", "gold": answer}])} | GOLD)
+    assert problem.for_verifier(finished=True, num_tokens=1)["answer"] == answer
+    assert problem.answer == json.dumps(answer)
+
+
+def test_without_an_answer_column_a_verifier_sees_the_rows_own_answer_and_rows_differ_by_all_they_hold(tmp_path):
+    rows = [{"prompt": "a", "answer": "x", "tests": [1]}, {"prompt": "a", "answer": "x", "tests": [2]}]
+    first, second = problems_of({"path": write_jsonl(tmp_path / "rows.jsonl", rows), "answer_column": None})
+    assert first.for_verifier(finished=True, num_tokens=1)["answer"] == "x"
+    assert (first.meta["tests"], second.meta["tests"]) == ([1], [2])
 
 
 def test_rows_need_no_answer_where_the_reward_reads_other_columns(tmp_path):

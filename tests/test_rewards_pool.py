@@ -79,6 +79,21 @@ def parent(completion, problem):
 def child(completion, problem):
     return subprocess.Popen(["sleep", "600"]).pid
 
+def leave_group(completion, problem):
+    os.setpgid(0, os.getpgid(os.getppid()))
+    time.sleep(60)
+
+def real_time_signal(completion, problem):
+    os.kill(os.getpid(), 40)
+    time.sleep(60)
+
+def count_pipes(completion, problem):
+    listed = subprocess.run(["ls", "-l", "/proc/self/fd"], capture_output=True, text=True, close_fds=False).stdout
+    own = [f"/proc/self/fd/{number}" for number in range(64) if os.path.lexists(f"/proc/self/fd/{number}")]
+    mine = {os.readlink(path) for path in own}
+    pipes = {link for link in mine if link.startswith(("pipe:", "socket:"))} - {os.readlink("/proc/self/fd/2")}
+    return float(sum(link in listed for link in pipes))
+
 def slow_build(completion, problem):
     return 1.0
 
@@ -335,6 +350,47 @@ def test_a_nursery_that_is_killed_costs_the_running_calls_and_no_later_one(hosti
 
 def lost(rewards: list[Reward]) -> set[float]:
     return {float(number) for number, reward in enumerate(rewards) if reward.value is None}
+
+
+@pytest.mark.parametrize("function", ["leave_group", "real_time_signal"])
+def test_a_worker_that_leaves_its_group_or_dies_of_an_odd_signal_holds_nobody_up(hostile, function):
+    with Pool(1, timeout_seconds=0.5) as pool:
+        assert pool.submit(spec_of(hostile, function), "", {}).result(timeout=20).value is None
+        assert pool.submit(spec_of(hostile, "echo"), "1", {}).result(timeout=20).value == 1.0
+        start = time.monotonic()
+    assert time.monotonic() - start < 2
+
+
+def test_what_a_verifier_executes_has_none_of_the_pool_s_pipes(hostile):
+    with Pool(1) as pool:
+        assert pool.submit(spec_of(hostile, "count_pipes"), "", {}).result().value == 0.0
+
+
+def test_a_nursery_that_dies_while_a_reward_is_built_does_not_ban_that_reward(tmp_path, hostile):
+    file = tmp_path / "slow.py"
+    file.write_text("import time\ntime.sleep(1.5)\ndef judge(completion, problem):\n    return 1.0\n")
+    with Pool(1) as pool:
+        nursery = int(pool.submit(spec_of(hostile, "parent"), "", {}).result().value)
+        building = pool.submit(spec_of(str(file), "judge"), "", {})
+        time.sleep(0.5)
+        os.kill(nursery, signal.SIGKILL)
+        assert building.result(timeout=30).value == 1.0
+
+
+def test_a_fork_of_the_process_that_made_a_pool_is_told_to_make_its_own(hostile):
+    with Pool(1) as pool:
+        spec = spec_of(hostile, "echo")
+        assert pool.submit(spec, "1", {}).result().value == 1.0
+        child = os.fork()
+        if child == 0:
+            try:
+                pool.submit(spec, "2", {})
+            except RuntimeError as error:
+                pool.close()
+                os._exit(7 if "make one in each process" in str(error) else 1)
+            os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+        assert pool.submit(spec, "3", {}).result().value == 3.0
 
 
 def test_what_a_verifier_has_started_ends_with_its_worker(hostile):

@@ -65,6 +65,19 @@ def test_a_reward_that_cannot_be_built_is_refused_before_training():
         as_trl("math_anser")
 
 
+def test_a_pool_that_would_kill_a_reward_before_its_own_limit_is_refused():
+    spec = RewardSpec("code_tests", options={"timeout_seconds": 8.0})
+    with Pool(workers=1, timeout_seconds=5.0) as pool, pytest.raises(ValueError, match=r"may take 9\.5 s by its own"):
+        as_trl(spec, pool=pool)
+
+
+def test_trl_s_own_overlong_punishment_is_a_verifier_here():
+    from trl.rewards import get_soft_overlong_punishment
+
+    verifier = from_trl(get_soft_overlong_punishment(10, 5), conversational=True)
+    assert [verifier("", {"num_tokens": number}).value for number in (5, 7, 11)] == [0.0, pytest.approx(-0.4), -1.0]
+
+
 def test_a_function_of_trl_sees_one_row_as_columns():
     def shaped(prompts, completions, solution, **columns):
         return [

@@ -19,7 +19,7 @@ _VARIABLE = re.compile(r"[A-Z][A-Z0-9_]{0,63}")
 
 @dataclass(frozen=True)
 class JudgeOptions:
-    """Where the judge is, what it is asked, how its answer is read, what it may cost: docs/rewards.md has the list.
+    """Where the judge is, what it is asked, how its answer is read, what it may cost: docs/verifiers.md has the list.
 
     The API key is not among them: `api_key_env` names the environment variable that holds it."""
 

@@ -16,7 +16,7 @@ MAX_MASS = 1.01  # rounding of twenty log-probs stays far below it
 _LEAST_LOGPROB = -1e4  # servers write -9999, or -inf, for no chance at all
 
 _WHOLE_NUMBER = re.compile(r"0|[1-9][0-9]{0,2}")
-_NUMBER = re.compile(r"(?<![\w.])([+-]?[0-9]+(?:\.[0-9]+)?)(?:\s*(?:/|out of)\s*([0-9]+))?(?!\w)", re.ASCII)
+_NUMBER = re.compile(r"(?<![\w.,])([+-]?[0-9]+(?:[.,][0-9]+)?)(?:\s*(?:/|out of)\s*([0-9]+))?(?!\w)", re.ASCII)
 
 
 class NoAnswerError(ValueError):
@@ -125,7 +125,7 @@ def score_of_text(answer: Answer, *, lowest: int, highest: int, pattern: str = "
     last = matches[-1]
     written = last[1] if last.re.groups else last[0]
     try:
-        score = float(written or "")
+        score = float((written or "").replace(",", "."))  # 7,5 is seven and a half in half of the world
     except ValueError:
         return Verdict(None, None, f"{written!r} is no number, in the answer {shown!r}")
     if not pattern and last[2] is not None and int(last[2][:9]) != highest:

@@ -95,8 +95,13 @@ class _Nursery:
 
     def _fork(self, descriptors: list[int]) -> tuple[int, int] | None:
         """Fork a worker. Returns its two pipes in the fork."""
-        requests, answers, lifeline = descriptors
-        pid = os.fork()
+        try:
+            requests, answers, lifeline = descriptors
+            pid = os.fork()
+        except (ValueError, OSError):  # no descriptors or no process left: the pool sees the pipes of this one end
+            for descriptor in descriptors:
+                os.close(descriptor)
+            return None
         if pid:
             with suppress(PermissionError, ProcessLookupError):  # the child does the same; whoever comes first
                 os.setpgid(pid, pid)
@@ -105,6 +110,10 @@ class _Nursery:
             self.lifelines[pid] = socket.socket(fileno=lifeline)
             return None
         os.setpgid(0, 0)  # so that a kill reaches what a verifier has started
+        for descriptor in descriptors:
+            os.set_inheritable(
+                descriptor, False
+            )  # as it came over the socket, a program that is executed would have it
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         os.close(lifeline)
@@ -116,6 +125,7 @@ class _Nursery:
         """Kill a worker with its group, and tell how it ended."""
         with suppress(ProcessLookupError):
             os.killpg(pid, signal.SIGKILL)
+        os.kill(pid, signal.SIGKILL)  # a verifier may have left its group; not reaped yet, the number is still its own
         _, status = os.waitpid(pid, 0)
         self._tell(pid, status)
 

@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -30,6 +31,10 @@ READ_BYTES = 1 << 16
 
 class WorkerDiedError(Exception):
     """The worker's end of the pipe is closed; the message tells how its process ended."""
+
+
+class NurseryDiedError(WorkerDiedError):
+    """The worker died with the process that it was forked from, which says nothing about what it did."""
 
 
 class Nursery:
@@ -93,7 +98,10 @@ class Nursery:
 
     def _stop(self) -> None:
         if self._control is not None:
-            self._control.close()  # which is its sign to kill its workers and end
+            # Its sign to kill its workers and end; shut, because a fork of this process may hold it open.
+            with suppress(OSError):
+                self._control.shutdown(socket.SHUT_RDWR)
+            self._control.close()
         if self._process is not None:
             try:
                 self._process.wait(timeout=EXIT_WAIT_SECONDS)
@@ -123,7 +131,7 @@ class WorkerProcess:
         try:
             with lifeline:
                 nursery.fork([requests, answers, lifeline.fileno()])
-        except WorkerDiedError:
+        except BaseException:
             self._close()
             raise
         finally:
@@ -138,7 +146,7 @@ class WorkerProcess:
             self.send(pickle.dumps(memory_limit_mb << 20))
             if self.receive(limit_seconds=START_LIMIT_SECONDS) is None:
                 raise WorkerDiedError(f"did not start within {START_LIMIT_SECONDS:g} s")
-        except WorkerDiedError:
+        except BaseException:
             self.kill()
             raise
 
@@ -169,7 +177,7 @@ class WorkerProcess:
                 return None
             chunk = os.read(self._answers, READ_BYTES)
             if not chunk:
-                raise WorkerDiedError(self._how_it_ended())
+                raise self._how_it_ended()
             self._buffer += chunk
 
     def kill(self) -> None:
@@ -195,17 +203,18 @@ class WorkerProcess:
         except OSError:
             return b""
 
-    def _how_it_ended(self) -> str:
+    def _how_it_ended(self) -> WorkerDiedError:
         told = self._told()
         if told is None:
-            return "closed its pipe"
+            return WorkerDiedError("closed its pipe")
         if not told:
-            return "died with the process that workers are forked from"
+            return NurseryDiedError("died with the process that workers are forked from")
         (code,) = EXIT_CODE.unpack(told)
-        if code < 0:
-            memory = ", perhaps by the kernel for want of memory" if code == -signal.SIGKILL else ""
-            return f"died with signal {-code} ({signal.Signals(-code).name}){memory}"
-        return f"died with exit code {code}"
+        if code >= 0:
+            return WorkerDiedError(f"died with exit code {code}")
+        known = {int(number): number.name for number in signal.Signals}
+        memory = ", perhaps by the kernel for want of memory" if code == -signal.SIGKILL else ""
+        return WorkerDiedError(f"died with signal {-code} ({known.get(-code, 'a real-time signal')}){memory}")
 
     def _close(self) -> None:
         os.close(self._requests)
