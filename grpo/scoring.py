@@ -87,6 +87,8 @@ def _spec(reward: str, options_json: str) -> RewardSpec:
     if not isinstance(options, Mapping):
         raise ConfigError(f"--options = {options_json!r}: must be a JSON object, such as {{}}")
     file, colon, function = reward.rpartition(":")
+    if not colon and reward.endswith(".py"):
+        raise ConfigError(f"{reward!r} is a file; name its function too: {reward}:FUNCTION")
     try:
         spec = (
             RewardSpec(file=file, function=function, options=options) if colon else RewardSpec(reward, options=options)

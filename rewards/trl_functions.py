@@ -34,10 +34,11 @@ def as_trl(reward: str | RewardSpec | Verifier, *, pool: Pool | None = None) -> 
     """The reward as `reward_funcs` of TRL's GRPOTrainer takes it: a list of values, None where there is no verdict.
 
     The verifier sees each row's columns, `prompt` (the last message's text), `messages` where the data are
-    conversational, and `num_tokens`; TRL does not tell whether a completion ended by itself, so `finished` is missing.
-    A name or a spec is judged in `pool`, or in a pool of two workers that is opened with the first call and closed
-    when Python ends; a verifier is called in this process. Lost verdicts are logged as `<name>/errors`, parts as
-    `<name>/<part>`, and the first of each cause as a warning. TRL leaves a rollout out of its group when none of its
+    conversational, `calls` where messages of the policy hold `tool_calls`, and `num_tokens`; TRL does not tell whether
+    a completion ended by itself, so `finished` is missing. A name or a spec is judged in `pool`, or in a pool of two
+    workers that is opened with the first call and closed when Python ends; a verifier is called in this process.
+
+    Lost verdicts are logged as `<name>/errors`, parts as `<name>/<part>`, and the first of each cause as a warning. TRL leaves a rollout out of its group when none of its
     `reward_funcs` has a value, and counts a missing one among others as 0: put several into one `compose`.
     Raises ValueError for a reward that cannot be built, and for a pool that would kill it before its own limit."""
     judge, title = _judge(reward, pool=pool)
@@ -51,6 +52,8 @@ def as_trl(reward: str | RewardSpec | Verifier, *, pool: Pool | None = None) -> 
         calls = []
         for index, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
             problem = {name: values[index] for name, values in rows.items()} | _asked(prompt)
+            if calls_made := _calls(completion):
+                problem["calls"] = calls_made
             if completion_ids:
                 problem["num_tokens"] = len(completion_ids[index])
             calls.append((_text(completion), problem))
@@ -143,6 +146,12 @@ def _text(completion: Any) -> str:
         return completion
     own = [message for message in completion if message["role"] == "assistant"]
     return _content(own[-1]) if own else ""
+
+
+def _calls(completion: Any) -> list[Any]:
+    """The calls that the policy made in its messages, as TRL parses them off the text."""
+    messages = [] if isinstance(completion, str) else completion
+    return [call for message in messages if message["role"] == "assistant" for call in message.get("tool_calls") or []]
 
 
 def _content(message: Mapping[str, Any]) -> str:

@@ -53,6 +53,13 @@ def test_pieces_in_several_blocks_are_joined_when_asked_for():
     assert extract_code(completion, ("all_blocks",), entry_point="f") == "import math\n\ndef f(x): return math.floor(x)"
 
 
+@pytest.mark.parametrize("output", ["3", "1\n2", "5, 6", "hello", "O(1)", "numpy"])
+def test_what_a_program_printed_is_not_taken_for_the_program(output):
+    program = "a, b = map(int, input().split())\nprint(a + b)"
+    completion = f"```python\n{program}\n```\nOutput:\n```\n{output}\n```\n```python\nassert 1 + 2 == 3\n```"
+    assert extract_code(completion, ("last_block", "whole")) == program
+
+
 def test_without_an_entry_point_the_last_block_that_parses_counts():
     assert (
         extract_code("```python\nprint(1)\n```\n```python\nprint(2)\n```\n```python\n1 +\n```", ("last_block",))

@@ -211,7 +211,26 @@ def test_an_answer_that_says_something_else_or_more_is_not_right(gold, answer):
         (r"\fbox{3}", "3", 1.0, "boxed"),
         (r"\boxed{\boxed{3}}", "3", 1.0, "boxed"),
         (r"\boxed{3 or \boxed{4}}", "4", 0.0, "boxed"),
-        (r"The answer is not 3.", "4", 0.0, "number"),
+        (r"The answer is not 3.", "4", 0.0, "no answer"),
+        (r"The answer is not 3.", "3", 0.0, "no answer"),
+        ("It is not 3", "3", 0.0, "no answer"),
+        ("3 is wrong", "3", 0.0, "no answer"),
+        ("It is x^2.", "2", 0.0, "number"),
+        ("It is x^2.", "x^2", 1.0, "number"),
+        ("It is 10^5.", "5", 0.0, "number"),
+        ("It is n/2.", "2", 0.0, "number"),
+        (r"It is **\frac{1}{2}**.", "2", 0.0, "number"),
+        (r"It is **\frac{1}{2}**.", "1/2", 1.0, "number"),
+        ("So it is 18/3 = 6 km/h", "6", 1.0, "number"),
+        ("Answer: 18 (6*3=18)", "18", 1.0, "phrase"),
+        ("**Answer: 18** (because 3/4 × 24 = 18)", "18", 1.0, "phrase"),
+        ("Answer: 18 — since 6 × 3 = 18", "18", 1.0, "phrase"),
+        ("所以答案是 **18**。共24个。", "18", 1.0, "phrase"),
+        ("答案：18", "18", 1.0, "phrase"),
+        ("答えは18です。", "18", 1.0, "phrase"),
+        ("Evelyn", "Evelyn", 1.0, "number"),
+        ("**Evelyn**.", "Evelyn", 1.0, "number"),
+        ("Not Evelyn", "Evelyn", 0.0, "number"),
         (r"\boxed 42", "42", 1.0, "boxed"),
         ("So 3.\n#### 1,080\n", "1080", 1.0, "hash"),
         ("#### 3\n#### 4", "4", 1.0, "hash"),
@@ -228,7 +247,8 @@ def test_an_answer_that_says_something_else_or_more_is_not_right(gold, answer):
         ("so it costs $1,234.50.", "1234.5", 1.0, "number"),
         ("it may be 3 or 4", "4", 0.0, "number"),
         ("it may be 3, or 4", "3", 0.0, "number"),
-        ("no idea", "4", 0.0, "no answer"),
+        ("no idea", "4", 0.0, "number"),
+        ("I have really no idea what that could possibly be", "4", 0.0, "no answer"),
         ("", "4", 0.0, "no answer"),
         (r"\frac{10}{9}", "10/9", 1.0, "number"),
         (r"\frac{10}{9}", "9", 0.0, "number"),
@@ -361,3 +381,28 @@ def test_every_gold_of_gsm8k_is_right_for_itself_and_wrong_for_its_neighbour():
         assert value_of(f"#### {gold.replace(',', '')}", gold) == 1.0, gold
         assert value_of(rf"\boxed{{{neighbour}}}", solution) == 0.0, gold
         assert value_of(solution, solution) == 1.0, gold
+
+
+@pytest.mark.parametrize(
+    ("completion", "gold", "value"),
+    [
+        (r"<think>so</think>\n<answer>\frac{1}{2}</answer>", "1/2", 1.0),
+        (r"<think>so</think><answer>\frac{1}{2}</answer>", "2", 0.0),
+        (r"<answer> $2\sqrt{3}$ </answer>", r"2\sqrt{3}", 1.0),
+        ("<answer>2√3</answer>", "3", 0.0),
+        ("<answer>(1, 2)</answer>", "(1,2)", 1.0),
+        ("<answer>[1,2)</answer>", "[1, 2)", 1.0),
+        ("<answer>Evelyn</answer>", "Evelyn", 1.0),
+        ("<answer>C</answer>", "C", 1.0),
+        (r"<answer>\boxed{17}</answer>", "17", 1.0),
+        ("<answer>The answer is 17.</answer>", "17", 1.0),
+        (r"<think>or \boxed{18}</think><answer>17</answer>", "18", 0.0),
+        ("<think>the answer is 18</think><answer>17</answer>", "18", 0.0),
+        ("<answer>17</answer><answer>18</answer>", "17", 0.0),
+        ("<answer></answer> 18", "18", 0.0),
+        ("<answer>18", "18", 1.0),
+        ("no tag, but 18", "18", 0.0),
+    ],
+)
+def test_the_answer_tag_alone_is_read_where_that_is_asked_for(completion, gold, value):
+    assert build("math_answer", {"extract": ["tag"]})(completion, {"answer": gold}).value == value

@@ -49,6 +49,23 @@ def test_messages_are_judged_by_the_last_text_of_the_policy():
     assert seen == [("it is 2", {"answer": "2", "prompt": "1+1?", "messages": prompt, "num_tokens": 3})]
 
 
+@pytest.mark.parametrize(("wanted", "value"), [([{"play": {"artist": ["M5"]}}], 1.0), ([], 0.0)])
+def test_calls_that_trl_has_parsed_off_the_text_are_judged(wanted, value):
+    call = {"type": "function", "function": {"name": "play", "arguments": {"artist": "M5"}}}
+    turns = [{"role": "assistant", "content": "", "tool_calls": [call]}]
+    parameters = {"type": "dict", "properties": {"artist": {"type": "string"}}, "required": ["artist"]}
+    functions = [{"name": "play", "description": "", "parameters": parameters}]
+    with Pool(workers=0) as pool:
+        function = as_trl("tool_call", pool=pool)
+        values = function(
+            prompts=[[{"role": "user", "content": "M5!"}]],
+            completions=[turns],
+            functions=[functions],
+            possible_answers=[wanted],
+        )
+    assert values == [value]
+
+
 def test_parts_and_losses_are_logged_under_the_reward_s_name():
     logged = {}
 

@@ -18,7 +18,8 @@ PYTHON_NAMES = frozenset({"python", "py", "python3", "py3", "ipython", "ipython3
 def extract_code(completion: str, sources: Sequence[str], *, entry_point: str = "") -> str | None:
     """The code from the first of the sources (keys of EXTRACTORS) that has any which parses; None without.
 
-    Of several pieces in a source the last that defines the entry point counts, else the last that parses."""
+    Of several pieces in a source the last counts that defines the entry point, or, where none is asked for, that prints
+    something: what follows a program is often its output. Else the last that parses."""
     text = completion.replace("\r\n", "\n")
     for source in sources:
         fallback = None
@@ -26,12 +27,21 @@ def extract_code(completion: str, sources: Sequence[str], *, entry_point: str = 
             tree = parse(piece)
             if tree is None:
                 continue
-            if not entry_point or entry_point in bound_names(tree.body):
+            if entry_point in bound_names(tree.body) if entry_point else _prints(tree):
                 return piece
             fallback = fallback or piece
         if fallback is not None:
             return fallback
     return None
+
+
+def _prints(tree: ast.Module) -> bool:
+    """Whether the code calls print, or write on something."""
+    functions = [node.func for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    return any(
+        function.id == "print" if isinstance(function, ast.Name) else getattr(function, "attr", "").startswith("write")
+        for function in functions
+    )
 
 
 def parse(source: str) -> ast.Module | None:

@@ -110,10 +110,12 @@ def hashes(completion: str) -> list[str]:
 
 
 _PHRASE = re.compile(
-    r"\b(?:final\s{1,5})?answers?\b[\s*]{0,5}(?::|=|is\b|are\b|equals\b|would\s+be\b|must\s+be\b)(?!\s+not\b)[\s*:]{0,5}",
+    r"\b(?:final\s{1,5})?answers?\b[\s*]{0,5}(?::|=|is\b|are\b|equals\b|would\s+be\b|must\s+be\b)(?!\s+not\b)[\s*:]{0,5}"
+    r"|(?:答案|答え)[\s*]{0,5}(?:[是为為は:：])[\s*:：]{0,5}",
     re.IGNORECASE,
 )
-_SENTENCE_END = re.compile(r"[.!?](?=\s|\*|$)|\n|\b(?:because|since|so that|which is why)\b")
+_SENTENCE_END = re.compile(r"[.!?](?=\s|\*|$)|[。！\n]|です|\s[—–]\s|\b(?:because|since|so that|which is why)\b")
+_WORKING = re.compile(r"\s\([^()=]{1,60}=[^()=]{1,60}\)\s*\Z")
 
 
 def phrase(completion: str) -> list[str]:
@@ -126,6 +128,7 @@ def phrase(completion: str) -> list[str]:
     formula = _FORMULA.match(rest)
     start = formula.end() if formula else 0
     sentence = rest[:start] + _SENTENCE_END.split(rest[start:], maxsplit=1)[0]
+    sentence = _WORKING.sub("", sentence.strip(" *").rstrip(" *("))  # 18 (6*3 = 18), 18 (because
     return _answers_in(sentence.strip(' *`\t\n"'))
 
 
@@ -180,7 +183,9 @@ def _run(items: list[tuple[str, int, int]], text: str) -> list[str]:
 
 
 def number(completion: str) -> list[str]:
-    """The last number, or the formula that it stands in, with those that an "or" joins to it; a bare answer whole."""
+    """The last number, or the formula that it stands in, with those that an "or" joins to it; a bare answer whole.
+
+    None where the text takes the last number back: "not 18", "18 is wrong"."""
     bare = completion.strip()
     if len(bare) <= MAX_ANSWER_CHARACTERS and "\n" not in bare:
         formula = _FORMULA.fullmatch(bare)
@@ -188,10 +193,42 @@ def number(completion: str) -> list[str]:
             return [_content(formula)]
         if "$" not in bare.strip("$") and (not is_prose(bare) or read_number(bare) is not None):
             return [bare] if bare else []
-    items = _items(completion[-TAIL_CHARACTERS:])
-    return _run(items[::-1], completion[-TAIL_CHARACTERS:]) if items else []
+        if len(bare) < MAX_NAME_CHARACTERS and is_words(bare.strip("*.` ")):
+            return [bare.strip("*.` ")]
+    tail = completion[-TAIL_CHARACTERS:]
+    items = _items(tail)
+    if not items or _BEFORE_REFUSED.search(tail[: items[-1][1]]) or _BEHIND_REFUSED.match(tail, items[-1][2]):
+        return []
+    items[-1] = _with_its_formula(items[-1], tail)
+    return _run(items[::-1], tail)
+
+
+MAX_NAME_CHARACTERS = 40
+_BEFORE_REFUSED = re.compile(r"\b(?:not|never|n't)\s{1,5}[*$`\\(]{0,4}\Z")
+_BEHIND_REFUSED = re.compile(r"[*$`\\)\s]{0,5}\bis\s(?:wrong|incorrect|false|not)\b")
+_OF_A_FORMULA = re.compile(r"[\^\\]|[A-Za-z)}]/[0-9]")
+_AROUND = "*_`\"'.,;:!?"
+
+
+def _with_its_formula(item: tuple[str, int, int], text: str) -> tuple[str, int, int]:
+    """The item, or the whole of an undelimited formula that its number is a digit of: x^2, \\frac{1}{2}."""
+    start = max(text.rfind(space, 0, item[1]) for space in " \n\t") + 1
+    stop = min(end if (end := text.find(space, item[2])) >= 0 else len(text) for space in " \n\t")
+    word = text[start:stop].strip(_AROUND)
+    if len(word) > MAX_ANSWER_CHARACTERS or "$" in word or not _OF_A_FORMULA.search(word):
+        return item
+    return word, start, stop
+
+
+def tag(completion: str) -> list[str]:
+    """What stands in the last `<answer>…</answer>`: the box or phrase in it, else all of it."""
+    start = completion.rfind("<answer>")
+    if start < 0:
+        return []
+    inside = completion[start + len("<answer>") :].split("</answer>", 1)[0].strip()
+    return boxed(inside) or phrase(inside) or _answers_in(inside.strip('*` \t\n"')[: MAX_ANSWER_CHARACTERS + 1]) or [""]
 
 
 EXTRACTORS: Mapping[str, Callable[[str], list[str]]] = MappingProxyType(
-    {"boxed": boxed, "hash": hashes, "phrase": phrase, "number": number}
+    {"boxed": boxed, "hash": hashes, "phrase": phrase, "number": number, "tag": tag}
 )
