@@ -38,9 +38,10 @@ def as_trl(reward: str | RewardSpec | Verifier, *, pool: Pool | None = None) -> 
     a completion ended by itself, so `finished` is missing. A name or a spec is judged in `pool`, or in a pool of two
     workers that is opened with the first call and closed when Python ends; a verifier is called in this process.
 
-    Lost verdicts are logged as `<name>/errors`, parts as `<name>/<part>`, and the first of each cause as a warning. TRL leaves a rollout out of its group when none of its
-    `reward_funcs` has a value, and counts a missing one among others as 0: put several into one `compose`.
-    Raises ValueError for a reward that cannot be built, and for a pool that would kill it before its own limit."""
+    Lost verdicts are logged as `<name>/errors`, parts as `<name>/<part>`, and the first of each cause as a warning.
+    TRL leaves a rollout out of its group when none of its `reward_funcs` has a value, and counts a missing one among
+    others as 0: put several into one `compose`. Raises ValueError for a reward that cannot be built, and for a pool
+    that would kill it before its own limit."""
     judge, title = _judge(reward, pool=pool)
     warned: set[str] = set()
 
