@@ -160,6 +160,9 @@ def test_a_call_is_read_in_its_format_and_in_any_but_not_in_another(format, comp
         'get_weather(city="Paris", days=3)',
         '<function=get_weather>{"city": "Paris"}</function>',
         '[TOOL_CALLS] [{"name": "get_weather"}]',
+        "<tool_code>weather.get(city='Paris')</tool_code>",
+        '<|channel|>commentary to=functions.play <|constrain|>json<|message|>{"artist": "x"}<|call|>',
+        'Action: play\nAction Input: {"artist": "x"}',
     ],
 )
 def test_what_is_not_well_formed_is_wrong_and_is_a_call_all_the_same(completion):

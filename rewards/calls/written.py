@@ -242,7 +242,10 @@ def _refuse_keys(entry: Mapping[str, Any], known: set[str]) -> None:
 # --- what is neither a call nor plain text ---
 
 _TAGS = ("<tool_call", "</tool_call", "<arg_key", "<arg_value")
-_OTHER_FORMATS = ("[TOOL_CALLS]", "<|python_tag|>", "<function=", "<function_call", "<invoke", "<|tool_call", "<｜tool")
+_OTHER_FORMATS = (
+    *("[TOOL_CALLS]", "<|python_tag|>", "<function=", "<function_call", "<invoke", "<|tool_call", "<｜tool"),
+    *("<tool_code", "to=functions.", "Action Input:"),
+)
 
 
 def _refuse_leftovers(text: str, names: Collection[str]) -> None:
