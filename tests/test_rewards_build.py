@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 
 from rewards import REWARD_NAMES, Reward, RewardSpec, build, build_spec, load_function
+from rewards.guard import guard
 
 OWN = """
 import math
@@ -191,3 +193,8 @@ def test_a_returned_number_is_a_plain_float(own):
     value = load_function(own, "give", {})("", {}).value
     assert type(value) is float
     assert math.isfinite(value)
+
+
+@pytest.mark.parametrize("returned", [True, 1, 1.0, np.float32(1.0), np.float64(1.0), np.int64(1)])
+def test_a_number_of_any_kind_is_a_value(returned):
+    assert guard(lambda completion, problem: returned, title="mine")("", {}) == Reward.scored(1.0)
