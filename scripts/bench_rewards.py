@@ -230,10 +230,15 @@ def seconds_of_pebble(number: int) -> float:
 
 
 def _check_hangs(values: Sequence[float | None], *, name: str) -> None:
-    wanted = [None if index % 20 == 7 else float(index) for index in range(len(values))]
-    if list(values) != wanted:
-        wrong = sum(value != expected for value, expected in zip(values, wanted, strict=True))
-        raise WrongVerdictError(f"{name}: {wrong} of {len(wanted)} verdicts were lost or mixed up")
+    """Raise WrongVerdictError where a call has another's value, a hanging one has any, or more than one in 500 was
+    late: on cores that others keep busy a limit of 0.2 s may pass before a call is at work."""
+    hung = [value for index, value in enumerate(values) if index % 20 == 7]
+    others = {index: value for index, value in enumerate(values) if index % 20 != 7}
+    wrong = sum(value is not None for value in hung)
+    wrong += sum(value is not None and value != index for index, value in others.items())
+    num_late = sum(value is None for value in others.values())
+    if wrong or num_late > len(others) / 500:
+        raise WrongVerdictError(f"{name}: {wrong} verdicts are wrong, {num_late} of {len(others)} came late")
 
 
 def hangs(*, number: int, repeats: int) -> list[str]:
