@@ -110,10 +110,9 @@ class _Nursery:
             self.lifelines[pid] = socket.socket(fileno=lifeline)
             return None
         os.setpgid(0, 0)  # so that a kill reaches what a verifier has started
+        # As they came over the socket, a program that a verifier executes would have them too.
         for descriptor in descriptors:
-            os.set_inheritable(
-                descriptor, False
-            )  # as it came over the socket, a program that is executed would have it
+            os.set_inheritable(descriptor, False)
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         os.close(lifeline)
