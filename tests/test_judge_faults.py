@@ -219,10 +219,11 @@ def test_the_server_says_when_to_come_back():
 
 
 def test_a_date_to_come_back_at_is_understood():
+    # An HTTP date has whole seconds: 59 to 60 s are left when it is read, and a slow machine takes some of them.
     at = format_datetime(datetime.now(UTC) + timedelta(seconds=60), usegmt=True)
     with (
         serving(fails(503, Retry_After=at)) as server,
-        pytest.raises(JudgeError, match=r"another try in 5\d\.\d s"),
+        pytest.raises(JudgeError, match=r"another try in (5\d\.\d|60\.0) s"),
     ):
         judge(server).ask("p")
     assert len(server.requests) == 1
