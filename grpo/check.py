@@ -326,6 +326,6 @@ def _problems(config: RunConfig, reward: RewardSpec) -> dict[str, object]:
         profiled = min(len(sets.train), config.profile.max_problems or len(sets.train))
         found["rollouts of the profile, at least"] = profiled * config.profile.first_rollouts
         found["rollouts of the profile, at most"] = profiled * config.profile.max_rollouts
-    policies = 1 + config.evaluation.baseline
+    policies = len(config.evaluation.checkpoints)
     found["rollouts of the evaluation"] = policies * len(sets.heldout) * config.evaluation.rollouts_per_problem
     return found

@@ -44,6 +44,7 @@ class Evaluation:
     scores: dict[str, float]
     truncated_fraction: float
     mean_tokens: float
+    num_tokens: int
     without_value: int
 
     def report(self, *, name: str, step: int) -> dict[str, Any]:
@@ -57,6 +58,7 @@ class Evaluation:
             "sets": {"heldout": table},
             "truncated_fraction": self.truncated_fraction,
             "mean_tokens": self.mean_tokens,
+            "num_tokens": self.num_tokens,
             "without_value": self.without_value,
             "scores": self.scores,
         }
@@ -101,6 +103,7 @@ def evaluate(
         scores={group.problem.id: group.pass_rate for group in judged},
         truncated_fraction=fmean(not rollout.finished for rollout in every),
         mean_tokens=fmean(rollout.num_actions for rollout in every),
+        num_tokens=sum(rollout.num_actions for rollout in every),
         without_value=sum(reward.value is None for group in groups for reward in group.rewards),
     )
 

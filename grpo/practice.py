@@ -42,7 +42,7 @@ def reward_spec(config: RewardConfig) -> RewardSpec:
 
 def needs_profile(config: RunConfig) -> bool:
     """Whether the curriculum asks for tiers."""
-    return config.curriculum.kind == "two_stages"
+    return config.curriculum.by_tier
 
 
 def build_curriculum(config: RunConfig, problem_ids: Sequence[str], tiers: Mapping[str, Tier]) -> Curriculum:

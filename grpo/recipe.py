@@ -6,63 +6,23 @@ cold start → profile → train (stage one, stage two) → evaluate → report.
 folder instead of being done again; one that was begun goes on from what it saved."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from curricula import Tier
 from grpo import checkpoint, practice
-from grpo.chat import Chat
 from grpo.config import RunConfig
 from grpo.data import at_most
-from grpo.distributed.strategy import Strategy
-from grpo.distributed.world import World
-from grpo.errors import CheckpointError, DataError, Interrupted
+from grpo.errors import DataError, Interrupted
 from grpo.evaluation import Evaluation, evaluate
-from grpo.folder import COLD_START, Phase, RunFolder, named_disk_errors, write_json
-from grpo.policy import Policy
-from grpo.profiling import TIERS_FILE, profile
-from grpo.rollout import Rollouts
+from grpo.final_evaluation import run_eval
+from grpo.folder import Phase, named_disk_errors, write_json
+from grpo.profiling import profile
 from grpo.seeds import torch_seed
 from grpo.sft import cold_start
-from grpo.tracking.console import Console
+from grpo.starts import CPU, Run, layout, load_start, newest_checkpoint, read_tiers, take_up
 from grpo.tracking.report import write_report
-from grpo.tracking.tracker import Tracker
 from grpo.trainer import Parts, Stage, Trainer
-from grpo.types import Problem
-
-CPU = torch.device("cpu")
-"""Where checkpoints are read to: the device's memory has no room for a second copy of weights and moments."""
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """A run that is ready to go: its config, its folder, and the parts that every phase uses."""
-
-    config: RunConfig
-    world: World
-    folder: RunFolder
-    policy: Policy
-    strategy: Strategy
-    initial_weights: Callable[[], Mapping[str, Tensor]]  # what the config alone gives, before any phase
-    chat: Chat
-    rollouts: Rollouts
-    train: Sequence[Problem]
-    validation: Sequence[Problem]
-    heldout: Sequence[Problem]
-    traces: Sequence[Problem]
-    tracker: Tracker
-    console: Console
-    should_stop: Callable[[], bool]  # says the same on every rank, which all ask together
-
-    @property
-    def cold_start_path(self) -> Path:
-        """Where the policy after the cold start lies."""
-        return self.folder.checkpoints / COLD_START
 
 
 def phases_of(config: RunConfig) -> tuple[Phase, ...]:
@@ -213,36 +173,6 @@ def run_train(run: Run) -> None:
     folder.mark("train", finished=True)
 
 
-def run_eval(run: Run) -> None:
-    """The final policy, and the one that training started from, on the held-out problems."""
-    run.folder.mark("eval", finished=False)
-    run.tracker.forget_events("evaluation")
-    config = run.config.evaluation
-    for name in ("start", "final") if config.baseline else ("final",):
-        if run.should_stop():
-            raise Interrupted("stopped during the evaluation, which begins again: add --resume")
-        step = load_final(run) if name == "final" else 0
-        if name == "start":
-            load_start(run)
-        result = evaluate(
-            run.rollouts,
-            run.heldout,
-            num_rollouts=config.rollouts_per_problem,
-            temperature=config.temperature,
-            k=config.k,
-            seed=run.config.run.seed,
-            max_error_fraction=run.config.reward.max_error_fraction,
-            by_column=config.by_column,
-        )
-        if run.world.is_main:
-            with named_disk_errors(run.folder.evals):
-                run.folder.evals.mkdir(exist_ok=True)
-            write_json(run.folder.evals / f"{name}.json", result.report(name=name, step=step))
-        scores = {f"eval/heldout/{metric}": estimate.value for metric, estimate in result.overall.metrics.items()}
-        run.tracker.event(step, "evaluation", {"name": name, **scores})
-    run.folder.mark("eval", finished=True)
-
-
 def run_report(run: Run) -> None:
     """One self-contained HTML file."""
     if run.world.is_main:
@@ -300,95 +230,6 @@ def trainer_of(run: Run, *, writer: checkpoint.Writer | None = None) -> Trainer:
         console=run.console,
     )
     return Trainer(parts, config, should_stop=run.should_stop, writer=writer)
-
-
-def newest_checkpoint(run: Run, phase: Phase) -> Path | None:
-    """The newest whole checkpoint of the training, after a word on each newer one that is not; None without any.
-
-    Raises CheckpointError when there are some and none is whole."""
-    folder = run.folder.checkpoints
-    if run.world.is_main:
-        checkpoint.recover(folder)
-    newest, faults = run.world.broadcast(checkpoint.newest_whole(folder) if run.world.is_main else (None, []))
-    for fault in faults:
-        run.console.say(f"{phase}: {fault}")
-    if newest is None and faults:
-        raise CheckpointError(
-            f"{folder}: none of {len(faults)} checkpoints is whole ({faults[0]}); restore one, or `grpo train --fresh` "
-            "starts the training again"
-        )
-    return newest
-
-
-def load_start(run: Run) -> str:
-    """Put the policy that training starts from in place: the cold start's, or the config's own. Returns its name."""
-    if run.config.sft is None:
-        run.strategy.load_weights(run.initial_weights())
-        run.rollouts.load_weights()
-        return "base"
-    if not run.world.broadcast(run.cold_start_path.is_dir()):
-        raise CheckpointError(f"{run.cold_start_path}: no cold start yet; run `grpo sft` or `grpo recipe` first")
-    weights, _, _ = checkpoint.load(run.cold_start_path, device=CPU)
-    run.strategy.load_weights(weights)
-    run.rollouts.load_weights()
-    return (run.cold_start_path / checkpoint.MANIFEST).read_text(encoding="utf-8")
-
-
-def load_final(run: Run) -> int:
-    """Put the policy of the final evaluation in place; returns its step (0: the one that training started from)."""
-    newest = newest_checkpoint(run, "eval")
-    if newest is None:
-        run.console.say("eval: no checkpoint of a training, so the final policy is the one that training starts from")
-        load_start(run)
-        return 0
-    path = run.world.broadcast(_best(run) or newest)
-    weights, _, _ = checkpoint.load(path, device=CPU)
-    run.strategy.load_weights(weights)
-    run.rollouts.load_weights()
-    run.console.say(f"eval: the final policy is {path}")
-    return int(path.name.split("_")[1])
-
-
-def _best(run: Run) -> Path | None:
-    """The best policy's checkpoint, where the config asks for it and it is whole; says where it is not."""
-    found = sorted(run.folder.checkpoints.glob("best_*"))
-    if run.config.evaluation.checkpoint != "best" or not found:
-        return None
-    try:
-        checkpoint.check(found[-1])
-    except CheckpointError as error:
-        run.console.say(f"eval: {error}; the newest step is evaluated instead")
-        return None
-    return found[-1]
-
-
-def read_tiers(run: Run) -> dict[str, dict[str, Any]]:
-    """The profile in the run's folder: each problem's row of the tier table. Raises DataError where there is none."""
-    path = run.folder.profile / TIERS_FILE
-    if not run.world.broadcast(path.is_file()):
-        raise DataError(
-            f"{path}: no profile, and curriculum.kind = {run.config.curriculum.kind!r} practises by tier; run "
-            "`grpo profile` (or `grpo recipe`) with this config first, or set curriculum.kind=uniform"
-        )
-    rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["rows"]
-    return {row["problem_id"]: row for row in rows}
-
-
-def take_up(trainer: Trainer, path: Path) -> dict[str, Any]:
-    """Hand a checkpoint to the trainer; returns the ranks that wrote it, as `layout` tells them.
-
-    No weight of it outlives the call: beside the run there is no second copy."""
-    weights, optimizer, state = checkpoint.load(path, device=CPU)
-    if optimizer is None:
-        raise CheckpointError(f"{path}: holds no optimizer state; `grpo train --fresh` starts the training again")
-    trainer.load(weights, optimizer, state)
-    ranks: dict[str, Any] = state["ranks"]
-    return ranks
-
-
-def layout(ranks: Mapping[str, Any]) -> str:
-    """The number of ranks and their strategy, for people to read."""
-    return f"{ranks['number']} rank{'s' if ranks['number'] > 1 else ''} ({ranks['strategy']})"
 
 
 def _cold_start_state(run: Run) -> dict[str, Any]:

@@ -15,7 +15,8 @@ from grpo import checkpoint
 from grpo.chat import Chat
 from grpo.errors import CheckpointError, ConfigError, DataError, ReplayError
 from grpo.folder import RunFolder
-from grpo.recipe import Run, layout, load_start, take_up, trainer_of
+from grpo.recipe import trainer_of
+from grpo.starts import Run, layout, load_start, take_up
 from grpo.tracking.metrics import rollout_rows
 from grpo.tracking.recorded_run import Row, read_jsonl
 from grpo.trainer import Trainer

@@ -9,7 +9,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -25,6 +25,7 @@ from grpo.evaluation import Evaluation, evaluate
 from grpo.folder import RunFolder
 from grpo.guards import Guards
 from grpo.rollout import Attempts, GaveUp, Rollouts, check_lost, lost_verdicts
+from grpo.thermostat import Thermostat
 from grpo.tracking.console import Console
 from grpo.tracking.metrics import group_metrics, rollout_rows
 from grpo.tracking.tracker import Tracker
@@ -87,6 +88,12 @@ class Trainer:
         self._should_stop = should_stop
         self._updater = Updater(parts.strategy, config, world=parts.world, on_skipped=parts.tracker.skipped)
         self._guards = Guards(config.guard)
+        self._thermostat = Thermostat(
+            parts.temperature,
+            config.temperature,
+            evaluate=lambda temperature, num: self._evaluation(temperature=temperature, num_rollouts=num),
+            on_decision=lambda step, decision: parts.tracker.event(step, "temperature", decision),
+        )
         self._progress = Progress()
         self._writer = checkpoint.Writer() if writer is None else writer
         self._step_start = ""  # the state at the beginning of the step under way
@@ -139,7 +146,7 @@ class Trainer:
         started = time.perf_counter()
         parts.world.progress("step", step=progress.step + 1)
         self._step_start = self._state()
-        temperature = parts.temperature.value(progress.step)
+        temperature = self._thermostat.value(progress.step)
         stage = parts.curriculum.stage
         self._is_sampling = True
         groups = self._sample(temperature, stats)
@@ -153,15 +160,15 @@ class Trainer:
         practised = parts.curriculum.metrics()  # of the stage that the step was in: its end may begin the next one
         parts.curriculum.end_step()
         metrics = stats.reduce()
-        if "reward/mean" in metrics:  # absent when no verdict of the step had a value
-            parts.temperature.observe(progress.step, metrics["reward/mean"])
+        self._thermostat.observe(progress.step, groups)
         progress.step += 1
-        metrics |= practised | parts.temperature.metrics() | self._evaluate()
+        metrics |= practised | self._thermostat.metrics() | self._evaluate()
         if not any(trained):
             parts.tracker.event(progress.step, "no_update", {"reason": _why_no_update(kept)})
         if parts.curriculum.stage != stage:
             self._begin_stage()
-        metrics |= self._choose_temperature()
+        if not self.end_reason:  # after the last step there is nothing left to sample
+            metrics |= self._thermostat.decide(progress.step)
         metrics |= {"sampling/temperature": temperature, "sampling/tokens_total": float(progress.sampled_tokens)}
         metrics["time/step"] = time.perf_counter() - started
         metrics |= _throughput(metrics)
@@ -171,7 +178,7 @@ class Trainer:
 
     def draw(self) -> list[Group]:
         """The groups of the next step, however many verdicts are lost. The trainer is not to be gone on with."""
-        return self._sample(self._parts.temperature.value(self._progress.step), StepStats())
+        return self._sample(self._thermostat.value(self._progress.step), StepStats())
 
     def _watch(self, metrics: Mapping[str, float]) -> None:
         """Warn where the step is above a bound. Raises DivergenceError where too many in a row are."""
@@ -262,7 +269,8 @@ class Trainer:
         else:
             progress.evaluations_since_best += 1
         scores = {f"eval/validation/{name}": estimate.value for name, estimate in result.overall.metrics.items()}
-        return scores | {"time/evaluation": time.perf_counter() - started}
+        tokens = {"tokens/validation": float(result.num_tokens)}
+        return scores | tokens | {"time/evaluation": time.perf_counter() - started}
 
     def _evaluation(self, *, temperature: float, num_rollouts: int) -> Evaluation:
         k = sorted({1, *(k for k in self._config.evaluation.k if k <= num_rollouts)})
@@ -279,28 +287,9 @@ class Trainer:
     def _begin_stage(self) -> None:
         """Say that the curriculum has switched, and why, to whom it concerns."""
         curriculum = self._parts.curriculum
-        self._parts.temperature.begin_stage()
+        self._thermostat.begin_stage()
         details = {"stage": curriculum.stage, "name": curriculum.stage_name, "reason": curriculum.switch_reason}
         self._parts.tracker.event(self._progress.step, "stage", details)
-
-    def _choose_temperature(self) -> dict[str, float]:
-        """Let an adaptive schedule evaluate its grid when it wants to; logs what it decides, returns the time taken."""
-        parts, config, step = self._parts, self._config.temperature, self._progress.step
-        # After the last step there is nothing left to sample.
-        grid = () if self.end_reason else parts.temperature.wants_evaluation(step)
-        if not grid:
-            return {}
-        started = time.perf_counter()
-        scores = {
-            temperature: self._evaluation(temperature=temperature, num_rollouts=config.rollouts_per_problem).scores
-            for temperature in grid
-        }
-        # A problem whose verdicts were all lost at one temperature cannot be compared at any.
-        common = set.intersection(*(set(of_problems) for of_problems in scores.values()))
-        scores = {t: {p: score for p, score in of_t.items() if p in common} for t, of_t in scores.items()}
-        decision = parts.temperature.decide(step, scores)
-        parts.tracker.event(step, "temperature", {"decision": asdict(decision)})
-        return {"time/temperature": time.perf_counter() - started}
 
     # --- what survives --------------------------------------------------------------------------------------------
 
@@ -338,7 +327,7 @@ class Trainer:
         self._updater.load_state_dict(optimizer)
         self._progress = Progress(**state["progress"])
         self._parts.curriculum.load_state_dict(state["curriculum"])
-        self._parts.temperature.load_state_dict(state["temperature"])
+        self._thermostat.load_state_dict(state["temperature"])
         self._parts.rollouts.lengths.load_state_dict(state["lengths"])
         self._guards.load_state_dict(state["guards"])
         self._parts.tracker.load_state_dict(state["tracker"])
@@ -352,7 +341,7 @@ class Trainer:
         state = {
             "progress": {name: getattr(self._progress, name) for name in Progress.__dataclass_fields__},
             "curriculum": parts.curriculum.state_dict(),
-            "temperature": parts.temperature.state_dict(),
+            "temperature": self._thermostat.state_dict(),
             "lengths": parts.rollouts.lengths.state_dict(),
             "guards": self._guards.state_dict(),
             "ranks": {"number": parts.world.size, "strategy": self._config.distributed.strategy},

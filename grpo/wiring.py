@@ -24,10 +24,10 @@ from grpo.errors import ConfigError, DataError, Interrupted
 from grpo.folder import Phase, RunFolder, Start
 from grpo.model import end_token_ids, initial_model, load_model, load_tokenizer, max_positions
 from grpo.policy import Policy
-from grpo.recipe import Run
 from grpo.rollout import GaveUp, Rollouts, check_prompts
 from grpo.sampling.invariance import layout_gap, verdict
 from grpo.sampling.native import NativeSampler
+from grpo.starts import Run
 from grpo.tracking.console import Console
 from grpo.tracking.tracker import SilentTracker, Tracker
 from grpo.types import Problem

@@ -19,7 +19,8 @@ from grpo import practice
 from grpo.cli import main
 from grpo.config import RunConfig
 from grpo.distributed.world import World
-from grpo.recipe import Run, stages_of
+from grpo.recipe import stages_of
+from grpo.starts import Run
 from grpo.tracking.console import Console
 from grpo.trainer import Parts, Trainer
 from grpo.wiring import opened

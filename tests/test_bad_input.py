@@ -33,7 +33,7 @@ LOOP: dict[str, Any] = {
     "train.steps": 2,
     "data.validation_problems": 4,
     "data.heldout_problems": 4,
-    "evaluation": {"rollouts_per_problem": 2, "k": [1], "baseline": False},
+    "evaluation": {"rollouts_per_problem": 2, "k": [1], "checkpoints": ["last"]},
     "checkpoint": {"every_steps": 1},
 }
 REWARDS = """
@@ -383,7 +383,7 @@ def test_below_the_limit_lost_verdicts_are_counted_and_the_run_goes_on(config, r
         assert all(rollout["reward"] is None and rollout["advantage"] is None for rollout in lost)
         valued = [rollout["reward"] for rollout in rollouts if rollout["status"] == "scored"]
         assert row["reward/mean"] == pytest.approx(sum(valued) / len(valued))
-    assert json.loads((run / "evals" / "final.json").read_text())["without_value"] > 0
+    assert json.loads((run / "evals" / "last.json").read_text())["without_value"] > 0
 
 
 def test_with_every_verdict_lost_and_allowed_no_step_makes_an_update_and_the_evaluation_says_why(
@@ -548,7 +548,7 @@ def test_an_evaluation_names_the_damaged_checkpoint_and_the_one_that_it_uses(con
     said = capsys.readouterr().out
     assert f"eval: {damaged}: state.json was altered after it was written" in said
     assert f"eval: the final policy is {run / 'checkpoints' / 'step_000001'}" in said
-    assert json.loads((run / "evals" / "final.json").read_text())["step"] == 1
+    assert json.loads((run / "evals" / "last.json").read_text())["step"] == 1
 
 
 def test_an_evaluation_with_every_checkpoint_damaged_is_refused_and_takes_no_other_policy(config, run, capsys):

@@ -180,7 +180,7 @@ def test_a_sentence_of_several_lines_is_one_line_in_a_message():
         (["sft.micro_batch_size=48"], "sft: batch_size = 64: must be a multiple of micro_batch_size = 48"),
         (["evaluation.k=[1, 16]"], "evaluation: k = [1, 16]: each must be from 1 to rollouts_per_problem = 8"),
         (["evaluation.patience=3"], "evaluation: every_steps = 0, but patience = 3"),
-        (["evaluation.checkpoint=best"], "evaluation: every_steps = 0, but patience = None and checkpoint = 'best'"),
+        (["evaluation.checkpoints=[best]"], "evaluation: every_steps = 0, but patience = None and checkpoints"),
         (["loss.correction=icepop", "train.old_logprobs=sampler"], "loss.correction compares the policy"),
         (
             ["loss={truncated: penalty, penalty_buffer_tokens: 41}"],

@@ -15,7 +15,10 @@ ROOT = Path(__file__).resolve().parents[1]
 # From the top. A module imports modules of lower floors, and those to its right on its own floor.
 FLOORS = (
     ("cli", "wiring"),
-    ("probe", "check", "scoring", "replay", "recipe", "trainer", "update", "sft", "profiling", "evaluation"),
+    (
+        *("probe", "check", "scoring", "replay", "recipe", "final_evaluation", "starts", "trainer", "thermostat"),
+        *("update", "sft", "profiling", "evaluation"),
+    ),
     ("rollout", "sampling", "tracking"),
     (
         *("export", "distributed", "policy", "batch", "optim", "checkpoint", "folder", "practice", "data", "chat"),

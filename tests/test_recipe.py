@@ -49,7 +49,7 @@ def test_the_recipe_leaves_every_artefact_of_a_run(tmp_path, capsys):
     assert sum(row["num_rollouts"] for row in tiers["rows"]) <= tiers["num_rollouts"]
     names = {path.name for path in (run / "checkpoints").iterdir()}
     assert {"cold_start", "step_000004", "step_000006", "step_000008"} <= names
-    for name, step in (("start", 0), ("final", 8)):
+    for name, step in (("start", 0), ("last", 8)):
         evaluation = json.loads((run / "evals" / f"{name}.json").read_text())
         assert evaluation["step"] == step
         assert len(evaluation["scores"]) == evaluation["sets"]["heldout"]["num_problems"] == 12
@@ -96,7 +96,7 @@ def test_the_scores_on_held_out_problems_are_events_and_those_of_an_evaluation_d
     for arguments in ([], ["--fresh"]):
         assert not arguments or grpo("eval", config, *arguments) == 0
         events = heldout_events(run)
-        assert [(event["name"], event["step"]) for event in events] == [("start", 0), ("final", 1)]
+        assert [(event["name"], event["step"]) for event in events] == [("start", 0), ("last", 1)]
         for event in events:
             metrics = json.loads((run / "evals" / f"{event['name']}.json").read_text())["sets"]["heldout"]["metrics"]
             assert set(metrics) == {"pass@1", "pass@4", "avg@4"}
@@ -273,7 +273,7 @@ def assert_real_steps(run: Path) -> None:
     assert {row["reward"] for row in rollouts} == {0, 1}
     assert all("\\boxed{" in row["completion"] and row["answer"] in row["completion"] for row in right)
     assert all("<<" not in row["completion"] for row in right)  # drop_pattern took the calculator's marks away
-    for name in ("start", "final"):
+    for name in ("start", "last"):
         assert json.loads((run / "evals" / f"{name}.json").read_text())["sets"]["heldout"]["num_problems"] == 3
     assert (run / "report.html").is_file()
 

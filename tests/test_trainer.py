@@ -22,8 +22,8 @@ from grpo.errors import DivergenceError, RewardError
 from grpo.evaluation import Estimate, evaluate
 from grpo.optim import Optimizer
 from grpo.policy import Policy
-from grpo.recipe import Run
 from grpo.sampling.native import NativeSampler
+from grpo.starts import Run
 from grpo.types import StepStats
 from rewards import soft_overlong_penalty
 from tests.runs import grpo, opened_run, outcome, read_jsonl, small_run_config, small_run_file, trainer_of
@@ -496,12 +496,12 @@ def test_training_stops_after_so_many_evaluations_without_a_better_one_and_says_
 
 def test_the_best_policy_is_kept_and_evaluated_where_that_is_asked(tmp_path, monkeypatch):
     scripted(monkeypatch, {1: 0.2, 2: 0.6, 3: 0.6, 4: 0.1})
-    changes = {"evaluation.every_steps": 2, "evaluation.checkpoint": "best", "checkpoint.keep_last": 1}
+    changes = {"evaluation.every_steps": 2, "evaluation.checkpoints": ["best"], "checkpoint.keep_last": 1}
     run = trained(tmp_path, **judged_by(tmp_path, COIN), **changes)
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["best_000004", "step_000008"]
     assert [(event["step"], event["value"]) for event in events_of(run, "best")] == [(2, 0.2), (4, 0.6)]
     assert grpo("eval", tmp_path / "config.yaml") == 0
-    final = json.loads((run / "evals" / "final.json").read_text())
+    final = json.loads((run / "evals" / "best.json").read_text())
     assert final["step"] == 4
     held = checkpoint.load(run / "checkpoints" / "best_000004", device=torch.device("cpu"))[0]
     config = small_run_config(tmp_path, **(LOOP | judged_by(tmp_path, COIN) | changes), **{"run.name": "alike"})

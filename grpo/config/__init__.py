@@ -15,11 +15,12 @@ from grpo.config.inputs import (
     Source,
 )
 from grpo.config.load import dump, fingerprint, load, schema
-from grpo.config.run import CheckpointConfig, EvaluationConfig, RunConfig, TrackingConfig
+from grpo.config.run import CheckpointConfig, EvaluationConfig, EvaluationSet, RunConfig, TrackingConfig
 from grpo.config.training import (
     AdvantageConfig,
     CurriculumConfig,
     LossConfig,
+    MovesConfig,
     OptimConfig,
     ProfileConfig,
     SftConfig,
@@ -36,10 +37,12 @@ __all__ = [
     "DataConfig",
     "DistributedConfig",
     "EvaluationConfig",
+    "EvaluationSet",
     "GuardConfig",
     "LoraConfig",
     "LossConfig",
     "ModelConfig",
+    "MovesConfig",
     "OptimConfig",
     "ProfileConfig",
     "RewardConfig",

@@ -106,6 +106,9 @@ class Source(Section):
     """Name of the configuration of a hub data set that has several, such as main of openai/gsm8k."""
     split: str = "train"
     """Split to read from a hub id or a folder."""
+    format: Literal["rows", "gsm8k", "mbpp", "humaneval", "ifeval", "bfcl"] = "rows"
+    """rows: the columns below say what is what; any other: a benchmark's rows in their published form, of which the
+    prompt, the answer and the judge are known."""
     options: dict[str, Any] = {}
     """Options of a task:NAME source; none for files."""
     prompt_column: str = "prompt"

@@ -6,7 +6,7 @@ from pydantic import Field, field_validator, model_validator
 
 from grpo.config.base import Section
 from grpo.config.distributed import DistributedConfig, GuardConfig, WatchdogConfig
-from grpo.config.inputs import ChatConfig, DataConfig, ModelConfig, RewardConfig, RunSection, SamplingConfig
+from grpo.config.inputs import ChatConfig, DataConfig, ModelConfig, RewardConfig, RunSection, SamplingConfig, Source
 from grpo.config.training import (
     AdvantageConfig,
     CurriculumConfig,
@@ -17,6 +17,15 @@ from grpo.config.training import (
     TemperatureConfig,
     TrainConfig,
 )
+
+
+class EvaluationSet(Section):
+    """A set of problems to evaluate on."""
+
+    source: Source
+    """Its rows: any problems file or hub data set, or a benchmark's file in its published form (source.format)."""
+    reward: RewardConfig | None = None
+    """Who judges; null takes the judge of the source's format, or the run's own."""
 
 
 class EvaluationConfig(Section):
@@ -32,14 +41,18 @@ class EvaluationConfig(Section):
     """Training steps between evaluations on the validation problems; 0 has none."""
     validation_rollouts: int = Field(4, ge=1)
     """Rollouts of each validation problem in the evaluations during training."""
-    checkpoint: Literal["last", "best"] = "last"
-    """Policy of the final evaluation: the last, or the best on the validation problems."""
+    checkpoints: list[str] = ["start", "last"]
+    """Policies of the final evaluation: start (before training), last, best (on the validation problems), a step such
+    as step_000100, or the path of a checkpoint. Each is compared with the first, problem by problem."""
     patience: int | None = Field(None, ge=1)
     """Evaluations without a better pass@1 after which the run stops early; null never does."""
     by_column: str | None = None
     """A column of the held-out rows by whose values the tables are split."""
-    baseline: bool = True
-    """Evaluate the policy that training started from as well, in the recipe."""
+    by_tier: bool = False
+    """Split the tables of the held-out problems by tier as well: the policy that training starts from profiles them,
+    on draws that no score is made of."""
+    sets: dict[str, EvaluationSet] = {}
+    """More sets to evaluate on, by name, beside the held-out problems (heldout)."""
 
     @model_validator(mode="after")
     def _k_fits(self) -> Self:
@@ -48,11 +61,15 @@ class EvaluationConfig(Section):
                 f"k = {self.k}: each must be from 1 to rollouts_per_problem = {self.rollouts_per_problem}; raise "
                 "rollouts_per_problem or lower k"
             )
-        if self.every_steps == 0 and (self.patience is not None or self.checkpoint == "best"):
+        if self.every_steps == 0 and (self.patience is not None or "best" in self.checkpoints):
             raise ValueError(
-                f"every_steps = 0, but patience = {self.patience} and checkpoint = {self.checkpoint!r} need "
+                f"every_steps = 0, but patience = {self.patience} and checkpoints = {self.checkpoints} (best) need "
                 "evaluations during training; set every_steps above 0"
             )
+        if not self.checkpoints or len(set(self.checkpoints)) < len(self.checkpoints):
+            raise ValueError(f"checkpoints = {self.checkpoints}: name at least one, and each once")
+        if "heldout" in self.sets:
+            raise ValueError("sets: heldout is the name of the held-out problems; give this set another one")
         return self
 
 
@@ -134,7 +151,25 @@ class RunConfig(Section):
                     f"train.minibatches_per_step = {self.train.minibatches_per_step} is above {name} = {number}; a "
                     "minibatch needs a group: lower it"
                 )
+        self._check_stages()
         return self
+
+    def _check_stages(self) -> None:
+        if self.curriculum.kind != "two_stages":
+            return
+        planned = self.temperature.kind in ("linear", "cosine", "steps")
+        for index, stage in enumerate(self.curriculum.stages):
+            if stage.temperature is not None and planned:
+                raise ValueError(
+                    f"curriculum.stages.{index}.temperature = {stage.temperature} and temperature.kind = "
+                    f"{self.temperature.kind!r}, which plans every step: drop one of them"
+                )
+            if (stage.max_completion_tokens or 0) > self.sampling.max_completion_tokens:
+                raise ValueError(
+                    f"curriculum.stages.{index}.max_completion_tokens = {stage.max_completion_tokens} is above "
+                    f"sampling.max_completion_tokens = {self.sampling.max_completion_tokens}, the limit of profiles "
+                    "and evaluations; raise that or lower this"
+                )
 
     def _check_optimizer(self) -> None:
         strategy = self.distributed.strategy
