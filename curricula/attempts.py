@@ -36,9 +36,34 @@ class Attempts:
         self.num_recorded += len(correct)
         self.num_tokens[first_attempt:end] = array("I", num_tokens)
 
+    def merge(self, first_attempt: int, correct: Sequence[bool | None], num_tokens: Sequence[int]) -> None:
+        """As `add`, but what is known already may come again, if it says the same.
+
+        Raises ValueError, and writes nothing, when it says otherwise, and as `add` for the rest."""
+        known = self.codes[max(first_attempt, 0) : first_attempt + len(correct)]
+        if known.count(UNSEEN) == len(known):
+            self.add(first_attempt, correct, num_tokens)
+            return
+        given = Attempts()
+        given.add(0, correct, num_tokens)
+        unseen = []
+        for offset, attempt in enumerate(range(first_attempt, first_attempt + len(correct))):
+            if attempt >= len(self.codes) or self.codes[attempt] == UNSEEN:
+                unseen.append(offset)
+            elif (self.codes[attempt], self.num_tokens[attempt]) != (given.codes[offset], given.num_tokens[offset]):
+                raise ValueError(f"attempt {attempt} is recorded twice, with different outcomes or lengths")
+        for offset in unseen:
+            self.add(first_attempt + offset, correct[offset : offset + 1], num_tokens[offset : offset + 1])
+
     @property
     def num_without_value(self) -> int:
+        """Recorded attempts of which the verifier gave no value."""
         return self.codes.count(WITHOUT_VALUE)
+
+    @property
+    def total_tokens(self) -> int:
+        """Tokens of all recorded attempts."""
+        return sum(self.num_tokens)
 
     @property
     def first_unseen(self) -> int:

@@ -1,38 +1,38 @@
-"""Which temperature costs too much? Held-out scores at several temperatures, compared problem by problem."""
+"""Which temperature costs too much? Scores at several temperatures, compared problem by problem.
+
+Pure: what to draw and what to choose follow from what was drawn. `compare_temperatures` says what is guaranteed."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from typing import Literal
 
 from curricula.distributions import student_quantile
+from curricula.plateau import Plateau
+from curricula.types import Outcome
+
+Choice = Literal["highest", "signal"]
 
 
 @dataclass(frozen=True, slots=True)
 class Guard:
-    """How far a temperature's held-out score may lie below the reference's, and how sure that must be.
+    """How far a temperature's score may lie below the reference's, and how sure that must be.
 
     drop                 largest drop: GLM-4.5's 1 %
     unit                 relative: drop and max_standard_error are shares of the reference's mean score;
                          absolute: they are in the score's own unit. The report does not say which it means
     reference            current: the temperature in use. best: the grid's best, the literal reading, which picks the
-                         coldest temperature wherever sampling hotter costs accuracy
+                         coldest temperature wherever sampling hotter costs accuracy, as it does in small models
     max_standard_error   a paired difference that is less sure than this is undecided and admits nothing
     confidence           one-sided, of the bounds below; the report names no test, so this one is ours
-
-    A temperature is admitted when the lower bound of its paired difference is within the drop: one that truly costs
-    more than the drop is admitted in at most 1 - confidence of decisions. With right-or-wrong scores of 128 problems of
-    pass rates spread evenly over 0 to 1 and 16 rollouts each, drawn independently, the standard error is 2.6 % of the
-    score, and a true drop of 0, 1, 2, 3 % is admitted in 18, 10, 5, 2 % of decisions; with 64 rollouts in 31, 10, 2,
-    0.3 %; with 256 in 64, 10, 0.5, 0 %. So few rollouts raise the temperature late, not wrongly.
 
     Raises ValueError on negative numbers, unknown words and a confidence outside [0.5, 1)."""
 
     drop: float = 0.01
     unit: Literal["relative", "absolute"] = "relative"
     reference: Literal["current", "best"] = "current"
-    max_standard_error: float = 0.03
+    max_standard_error: float = 0.005
     confidence: float = 0.9
 
     def __post_init__(self) -> None:
@@ -49,36 +49,88 @@ class Guard:
 
 
 @dataclass(frozen=True, slots=True)
+class Measured:
+    """One temperature's rollouts, summed up by problem id.
+
+    scores               share of right rollouts
+    signal               p(1 - p), estimated without bias by `unbiased_signal`; of problems with two rollouts or more
+    diversity            share of distinct n-grams (`curricula.diversity`) in a draw of the same size for all
+    num_rollouts         of each problem; 0 where they differ
+    effective_fraction   of reweighted rollouts (`curricula.counterfactual`), the share that counts; None: drawn"""
+
+    scores: Mapping[str, float]
+    signal: Mapping[str, float] = field(default_factory=dict)
+    diversity: Mapping[str, float] = field(default_factory=dict)
+    num_rollouts: int = 0
+    effective_fraction: float | None = None
+
+    @classmethod
+    def of(
+        cls, outcomes: Iterable[Outcome], *, num_rollouts: int, diversity: Mapping[str, float] | None = None
+    ) -> "Measured":
+        """From one outcome a problem; those without a rollout that was judged have no score."""
+        judged = [outcome for outcome in outcomes if outcome.num_rollouts]
+        return cls(
+            scores={o.problem_id: o.num_correct / o.num_rollouts for o in judged},
+            signal={o.problem_id: unbiased_signal(o) for o in judged if o.num_rollouts >= 2},
+            diversity=diversity or {},
+            num_rollouts=num_rollouts,
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Reading:
-    """One temperature on the held-out problems. Difference, its standard error and its bounds are paired, against the
-    reference; each bound is one-sided. Decided: admissible, or below the allowed drop with the same confidence."""
+    """One temperature against the reference, in the measure's own unit. Each bound is one-sided.
+
+    source               heldout: rollouts drawn at it; window: rollouts of practice, reweighted
+    difference           mean over problems of the paired difference, with its standard error and bounds
+    sure                 its standard error is at most standard_error_allowed (and its rollouts count)
+    admissible           sure, and the lower bound is within drop_allowed
+    failed               the upper bound is below -drop_allowed, sure or not
+    signal_difference    of p(1 - p) against the reference; None where it was not measured
+    diversity            mean over problems; None where it was not measured"""
 
     temperature: float
+    reference: float
+    source: Literal["heldout", "window"]
+    num_problems: int
+    num_rollouts: int
     mean: float
     difference: float
     standard_error: float
     difference_lower: float
     difference_upper: float
-    decided: bool
+    drop_allowed: float
+    standard_error_allowed: float
+    sure: bool
     admissible: bool
+    failed: bool
+    signal: float | None = None
+    signal_difference: float | None = None
+    diversity: float | None = None
+    effective_fraction: float | None = None
+
+    @property
+    def decided(self) -> bool:
+        """Nothing more has to be known of it."""
+        return self.sure or self.failed
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
     """What was chosen and every number that led there; `dataclasses.asdict` makes it JSON-able.
 
-    drop_allowed and standard_error_allowed are in the score's own unit; there are no readings where fewer than two
-    problems had a score."""
+    There are no readings where fewer than two problems had a score. `plateau` is the slope test that asked for the
+    decision; `compared` says of what the readings' differences are."""
 
     step: int
     current: float
     chosen: float
     reference: float
-    num_problems: int
-    drop_allowed: float
-    standard_error_allowed: float
     readings: tuple[Reading, ...]
     reason: str
+    compared: Literal["score", "diversity"] = "score"
+    plateau: Plateau | None = None
 
     @property
     def changed(self) -> bool:
@@ -87,116 +139,247 @@ class Decision:
     @property
     def undecided(self) -> tuple[float, ...]:
         """Temperatures whose difference is not sure enough: more rollouts may settle them."""
-        return tuple(reading.temperature for reading in self.readings if not reading.decided)
+        settled = {reading.temperature for reading in self.readings if reading.decided}
+        open_ones = (r.temperature for r in self.readings if r.temperature not in {*settled, r.reference})
+        return tuple(dict.fromkeys(open_ones))
 
 
-def compare_temperatures(
-    scores: Mapping[float, Mapping[str, float]], *, step: int, current: float, guard: Guard
-) -> Decision:
-    """The highest temperature that is admitted, as are all between it and the reference.
+def unbiased_signal(outcome: Outcome) -> float:
+    """p(1 - p) of a problem, without bias: c(n - c) / (n(n - 1)) of n rollouts with c right.
 
-    `scores` holds, at each temperature, the mean score of each problem; problems are the unit, and differences are
-    paired, so that their spread in difficulty cancels. Temperatures above the reference are tested upwards, and the
-    first that is not admitted ends the test: so the chance of admitting any that costs more than the drop stays
-    1 - guard.confidence, however many there are (a fixed-sequence test; Maurer, Hothorn and Lehmacher 1995). With fewer
-    than two problems nothing can be compared, and the temperature in use is kept; so it is where it may be admissible
-    against the reference "best". Pure: call it on partial draws to see whether more are needed.
+    The plug-in c/n (1 - c/n) is short of it by a factor 1 - 1/n. Raises ValueError for fewer than two rollouts."""
+    n, c = outcome.num_rollouts, outcome.num_correct
+    if n < 2:
+        raise ValueError(f"p(1 - p) needs two rollouts of a problem; {outcome.problem_id} has {n}")
+    return c * (n - c) / (n * (n - 1))
+
+
+def read_temperatures(
+    measured: Mapping[float, Measured], *, current: float, guard: Guard, min_effective_fraction: float = 0.0
+) -> tuple[Reading, ...]:
+    """Every temperature against the guard's reference, in ascending order; () with fewer than two problems.
+
+    Problems are the unit, and differences are paired, so that their spread in difficulty cancels. Reweighted rollouts
+    of which less than `min_effective_fraction` counts make nothing sure, and nothing failed.
     Raises ValueError unless the temperature in use was scored, on the same problems as every other."""
-    problem_ids = _common_problems(scores, current=current)
+    problem_ids = _common_problems(measured, current=current)
     if len(problem_ids) < 2:
-        return _not_comparable(len(problem_ids), step=step, current=current)
-    means = {t: math.fsum(scores[t][name] for name in problem_ids) / len(problem_ids) for t in sorted(scores)}
+        return ()
+    means = {t: _mean(measured[t].scores, problem_ids) for t in sorted(measured)}
     # Of equally good ones the hottest: a tie is no reason to cool down.
     reference = current if guard.reference == "current" else max(means, key=lambda t: (means[t], t))
     scale = abs(means[reference]) if guard.unit == "relative" else 1.0
     drop_allowed, standard_error_allowed = guard.drop * scale, guard.max_standard_error * scale
-    quantile = student_quantile(guard.confidence, degrees=len(problem_ids) - 1)
     readings = []
     for temperature, mean in means.items():
-        difference, standard_error = _mean_and_error(
-            [scores[temperature][name] - scores[reference][name] for name in problem_ids]
+        of_t, of_reference = measured[temperature], measured[reference]
+        difference, standard_error, lower, upper = paired(
+            of_t.scores, of_reference.scores, problem_ids, confidence=guard.confidence
         )
-        lower, upper = difference - quantile * standard_error, difference + quantile * standard_error
-        sure = standard_error <= standard_error_allowed
-        admissible = sure and lower >= -drop_allowed
+        counts = of_t.effective_fraction is None or of_t.effective_fraction >= min_effective_fraction
+        sure = counts and scale > 0.0 and standard_error <= standard_error_allowed
+        with_signal = sorted(of_t.signal.keys() & of_reference.signal.keys())
+        signal = _mean(of_t.signal, with_signal) if with_signal else None
         readings.append(
             Reading(
                 temperature=temperature,
+                reference=reference,
+                source="heldout" if of_t.effective_fraction is None else "window",
+                num_problems=len(problem_ids),
+                num_rollouts=of_t.num_rollouts,
                 mean=mean,
                 difference=difference,
                 standard_error=standard_error,
                 difference_lower=lower,
                 difference_upper=upper,
-                decided=admissible or (sure and upper < -drop_allowed),
-                admissible=admissible,
+                drop_allowed=drop_allowed,
+                standard_error_allowed=standard_error_allowed,
+                sure=sure,
+                admissible=sure and lower >= -drop_allowed,
+                failed=counts and upper < -drop_allowed,
+                signal=signal,
+                signal_difference=None if signal is None else signal - _mean(of_reference.signal, with_signal),
+                diversity=_mean(of_t.diversity, sorted(of_t.diversity)) if of_t.diversity else None,
+                effective_fraction=of_t.effective_fraction,
             )
         )
-    chosen, reason = _choose(readings, current=current, reference=reference, scale=scale)
+    return tuple(readings)
+
+
+def compare_temperatures(
+    measured: Mapping[float, Measured],
+    *,
+    step: int,
+    current: float,
+    guard: Guard,
+    choose: Choice = "highest",
+    window: Sequence[Reading] = (),
+    plateau: Plateau | None = None,
+) -> Decision:
+    """The highest temperature that is admitted, as are all between it and the reference; by choose="signal" the one of
+    them all, the reference included, with the most p(1 - p).
+
+    `measured` holds rollouts drawn at each temperature, and is empty where `window`, readings of reweighted rollouts,
+    settles all. Of a temperature that the window settles (`settled_by`) the window's reading counts; against the grid's
+    best it counts only where it settles all, since the best may be any of them.
+
+    The guarantee: a temperature that truly costs more than guard.drop is admitted in at most 1 - guard.confidence of
+    decisions, however many there are. Temperatures above the reference are tested upwards, each by the lower bound of
+    its paired difference, and the first that is not admitted ends the test (a fixed-sequence test; Maurer, Hothorn and
+    Lehmacher 1995). It rests on the t distribution of a mean over problems, holds for each decision by itself and not
+    for all decisions of a run together, and is for the reference "current" alone: the grid's best is chosen by the
+    same scores that it is then compared by. The choice by signal has no test; it moves among admitted ones only.
+
+    With fewer than two problems nothing can be compared, and the temperature in use is kept; so it is where it may be
+    admissible against the reference "best". Raises ValueError as `read_temperatures`."""
+    readings = read_temperatures(measured, current=current, guard=guard) if measured else ()
+    ladder = {reading.temperature: reading for reading in readings}
+    if guard.reference == "current" or not measured:
+        ladder |= {reading.temperature: reading for reading in settled_by(window)}
+    if not ladder:
+        num_problems = len(measured[current].scores) if measured else 0
+        chosen, reference = current, current
+        reason = (
+            f"kept {current}: undecided, since {num_problems} problems have a score at every temperature and a "
+            "comparison needs 2, better hundreds"
+        )
+    else:
+        reference = min(ladder.values(), key=lambda reading: reading.temperature).reference
+        chosen, reason = _choose(ladder, current=current, reference=reference, choose=choose, unit=guard.unit)
     return Decision(
         step=step,
         current=current,
         chosen=chosen,
         reference=reference,
-        num_problems=len(problem_ids),
-        drop_allowed=drop_allowed,
-        standard_error_allowed=standard_error_allowed,
-        readings=tuple(readings),
+        readings=(*window, *readings),
         reason=reason,
+        plateau=plateau,
     )
 
 
-def _choose(readings: list[Reading], *, current: float, reference: float, scale: float) -> tuple[float, str]:
-    if scale == 0.0:
+def settled_by(window: Sequence[Reading]) -> tuple[Reading, ...]:
+    """The readings of reweighted rollouts that stand, and are not judged again by rollouts drawn for the purpose.
+
+    A reading stands when enough rollouts count and its standard error is small enough, which says nothing of which way
+    it went, or when it has failed. So no temperature has a second chance to be admitted wrongly."""
+    return tuple(reading for reading in window if reading.decided)
+
+
+def rollouts_wanted(
+    measured: Mapping[float, Measured],
+    *,
+    current: float,
+    candidates: Collection[float],
+    guard: Guard,
+    window: Sequence[Reading] = (),
+    first: int,
+    budget: int,
+) -> dict[float, int]:
+    """Rollouts of each problem to draw next, by temperature; {} when what was drawn is enough.
+
+    At first `first` at every candidate that may be reached and at the temperature in use; then as many again as there
+    are, `budget` at most, at those that are undecided, at the one in use and at the reference.
+
+    Growth is stopped by the standard error, never by a difference that looks good: who draws until the bound clears
+    the guard, and looks after every draw, admits a temperature that costs too much far more often than 1 - confidence.
+    A difference that looks bad may stop it, since that can only make an admission rarer: what has failed, and all above
+    it, which cannot be reached any more, is drawn no further. Undecided at `budget`, a temperature is not admitted, so
+    nothing above it is drawn either."""
+    readings = {r.temperature: r for r in read_temperatures(measured, current=current, guard=guard)} if measured else {}
+    if measured and not readings:
+        return {}
+    of_window = {r.temperature: r for r in settled_by(window)}
+    if guard.reference == "best":
+        settled = {reading.temperature for reading in window if reading.sure}
+        if not measured and settled >= {*candidates, current}:
+            return {}
+        of_window = {}
+        # Of noisy scores the best is too good, so that others fail against it too easily: only what is sure is settled.
+        readings = {t: replace(reading, failed=reading.failed and reading.sure) for t, reading in readings.items()}
+    reference = next(iter(readings.values())).reference if readings else current
+    if readings and guard.unit == "relative" and readings[reference].mean == 0.0:
+        return {}  # of no score no share can be taken
+    wanted: set[float] = set()
+    for temperature in sorted({*candidates, current} - {reference} if readings else candidates):
+        if readings and temperature < reference:
+            continue
+        reading = of_window.get(temperature) or readings.get(temperature)
+        if reading is None:
+            wanted.add(temperature)
+        elif reading.decided:
+            if not reading.admissible:
+                break
+        elif measured[temperature].num_rollouts < budget:
+            wanted.add(temperature)
+        else:
+            break
+    if not wanted:
+        return {}
+    amounts = {}
+    for temperature in sorted({*wanted, current, reference}):
+        drawn = measured[temperature].num_rollouts if temperature in measured else 0
+        amounts[temperature] = min(drawn or first, budget - drawn)
+    return {temperature: amount for temperature, amount in amounts.items() if amount > 0}
+
+
+def paired(
+    scores: Mapping[str, float], others: Mapping[str, float], problem_ids: Sequence[str], *, confidence: float
+) -> tuple[float, float, float, float]:
+    """Mean over problems of scores - others, its standard error, and its one-sided lower and upper bounds."""
+    differences = [scores[name] - others[name] for name in problem_ids]
+    count = len(differences)
+    mean = math.fsum(differences) / count
+    variance = math.fsum((value - mean) ** 2 for value in differences) / (count - 1)
+    standard_error = math.sqrt(variance / count)
+    width = student_quantile(confidence, degrees=count - 1) * standard_error
+    return mean, standard_error, mean - width, mean + width
+
+
+def _choose(
+    ladder: Mapping[float, Reading], *, current: float, reference: float, choose: Choice, unit: str
+) -> tuple[float, str]:
+    if unit == "relative" and ladder[reference].mean == 0.0:
         return (
             current,
             f"kept {current}: the score at {reference} is 0, of which no share can be taken; use unit: absolute",
         )
-    hotter = [reading for reading in readings if reading.temperature > reference]
-    admitted = [reading.temperature for reading in takewhile(lambda reading: reading.admissible, hotter)]
-    highest = max([reference, *admitted])
-    in_use = next(reading for reading in readings if reading.temperature == current)
-    undecided = [reading.temperature for reading in hotter if reading.temperature > highest and not reading.decided]
+    hotter = [ladder[temperature] for temperature in sorted(ladder) if temperature > reference]
+    admitted = [reference, *(r.temperature for r in takewhile(lambda r: r.admissible, hotter))]
+    highest = admitted[-1]
+    undecided = [r.temperature for r in hotter if r.temperature > highest and not r.decided]
     doubt = f"; undecided: {', '.join(map(str, undecided))}" if undecided else ""
-    if highest < current and (in_use.admissible or not in_use.decided):
+    if highest < current and not (ladder[current].sure and ladder[current].failed):
         return current, f"kept {current}: that it costs too much against {reference} is undecided{doubt}"
-    if highest == current:
-        return current, f"kept {current}: no hotter temperature is admissible{doubt}"
-    verb = "raised" if highest > current else "lowered"
-    return highest, f"{verb} to {highest}, the highest admissible temperature against {reference}{doubt}"
+    chosen, which = highest, "the highest admissible temperature"
+    if choose == "signal":
+        # Of equal ones the hottest, as for the reference.
+        chosen = max(admitted, key=lambda t: (_signal_difference(ladder[t]), t))
+        which = "the admissible temperature with the most p(1 - p)"
+    if chosen == current:
+        why = "no hotter temperature is admissible" if highest == current else f"it is {which}"
+        return current, f"kept {current}: {why}{doubt}"
+    verb = "raised" if chosen > current else "lowered"
+    return chosen, f"{verb} to {chosen}, {which} against {reference}{doubt}"
 
 
-def _not_comparable(num_problems: int, *, step: int, current: float) -> Decision:
-    return Decision(
-        step=step,
-        current=current,
-        chosen=current,
-        reference=current,
-        num_problems=num_problems,
-        drop_allowed=0.0,
-        standard_error_allowed=0.0,
-        readings=(),
-        reason=f"kept {current}: undecided, since {num_problems} problems have a score at every temperature and a "
-        "comparison needs 2, better hundreds",
-    )
+def _signal_difference(reading: Reading) -> float:
+    return -math.inf if reading.signal_difference is None else reading.signal_difference
 
 
-def _common_problems(scores: Mapping[float, Mapping[str, float]], *, current: float) -> list[str]:
-    if current not in scores:
-        raise ValueError(f"scores lack the temperature in use, {current}; got {sorted(scores)}")
-    problem_ids = sorted(scores[current])
-    for temperature in scores:
-        if scores[temperature].keys() != scores[current].keys():
+def _mean(of_problems: Mapping[str, float], problem_ids: Sequence[str]) -> float:
+    return math.fsum(of_problems[name] for name in problem_ids) / len(problem_ids)
+
+
+def _common_problems(measured: Mapping[float, Measured], *, current: float) -> list[str]:
+    if current not in measured:
+        raise ValueError(f"scores lack the temperature in use, {current}; got {sorted(measured)}")
+    problem_ids = sorted(measured[current].scores)
+    for temperature, of_t in measured.items():
+        if of_t.scores.keys() != measured[current].scores.keys():
             raise ValueError(
-                f"temperature {temperature} was scored on {len(scores[temperature])} problems, {current} on "
+                f"temperature {temperature} was scored on {len(of_t.scores)} problems, {current} on "
                 f"{len(problem_ids)}, and they are not the same ones; score every temperature on the same problems"
             )
-        if not all(math.isfinite(score) for score in scores[temperature].values()):
+        if not all(math.isfinite(score) for score in of_t.scores.values()):
             raise ValueError(f"a score at temperature {temperature} is not finite; leave that problem out everywhere")
     return problem_ids
-
-
-def _mean_and_error(differences: list[float]) -> tuple[float, float]:
-    count = len(differences)
-    mean = math.fsum(differences) / count
-    variance = math.fsum((value - mean) ** 2 for value in differences) / (count - 1)
-    return mean, math.sqrt(variance / count)

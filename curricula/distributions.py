@@ -49,6 +49,16 @@ def student_quantile(probability: float, *, degrees: int) -> float:
     return math.sqrt(degrees * (1.0 - x) / x)
 
 
+def student_p_value(t: float, *, degrees: int) -> float:
+    """Chance that a Student variable with `degrees` degrees of freedom is at least as far from 0 as t: two-sided.
+
+    Half of it is the one-sided p-value where t has the sign that was asked for. An infinite t gives 0.
+    Raises ValueError where t is not a number or degrees < 1."""
+    if math.isnan(t) or degrees < 1:
+        raise ValueError(f"student_p_value needs a number and degrees >= 1; got {t}, {degrees}")
+    return incomplete_beta(degrees / (degrees + t * t), a=0.5 * degrees, b=0.5)
+
+
 def _continued_fraction(x: float, *, a: float, b: float) -> float:
     c = 1.0
     d = 1.0 / _nonzero(1.0 - (a + b) * x / (a + 1.0))

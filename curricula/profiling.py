@@ -1,19 +1,20 @@
 """Sequential profiling: which problem to roll out next, so that a tier costs as few rollouts as it can.
 
 Every problem gets its first rollouts (8); one without a success among them goes on, wave by wave, up to the most (512),
-and ends with the wave that holds its first success. What is drawn next is a pure function of what the store holds, so a
-profile that was killed goes on where it stopped. Knows no model: the caller draws the rollouts and reports them."""
+and ends with the wave that holds its first success. What is drawn next is a pure function of what is known, so that a
+profile that was killed goes on where it stopped. Knows no model and no file: the caller draws the rollouts, stores
+and reports them."""
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 
 from curricula.attempts import RIGHT, Attempts
-from curricula.store import ProfileStore, Record, label
+from curricula.store import label
 from curricula.types import TIERS, Draw, Tier
 
 JEFFREYS = (0.5, 0.5)
@@ -39,7 +40,8 @@ class Progress:
     num_finished: int
     num_rollouts: int
     num_without_value: int
-    most_rollouts_left: int
+    num_tokens: int
+    left: Expected
     tiers: dict[Tier, int]
     num_without_tier: int
 
@@ -91,8 +93,9 @@ def expected_rollouts_left(
 
 
 class SequentialProfile:
-    """Decides what to sample next, keeps what was seen in the store, and ends each problem with its first success.
+    """Decides what to sample next from what was seen, and ends each problem with its first success.
 
+    `known` is what was seen before, as `ProfileStore.attempts` gives it; it is taken over, and reports are added to it.
     A wave that began is drawn to its end: what a profile draws in all depends neither on `max_draws_rollouts` nor on
     kills. Waves end at first_rollouts·wave_growthⁱ: growth 2 wastes fewer rollouts past a success than growth 4 and, as
     waves of many problems share one call, costs no empty sampler. A rollout without a value is not counted: it is drawn
@@ -107,12 +110,11 @@ class SequentialProfile:
         max_rollouts: int = 512,
         wave_growth: int = 2,
         max_redraws: int = 16,
-        store: ProfileStore,
+        known: Mapping[str, Attempts] | None = None,
     ) -> None:
         self.problem_ids = tuple(problem_ids)
         self.boundaries = wave_boundaries(first_rollouts, max_rollouts=max_rollouts, wave_growth=wave_growth)
         self.max_redraws = max_redraws
-        self.store = store
         self._index = {problem_id: index for index, problem_id in enumerate(self.problem_ids)}
         if not self._index or "" in self._index or len(self._index) != len(self.problem_ids):
             raise ValueError(
@@ -121,15 +123,32 @@ class SequentialProfile:
             )
         if max_redraws < 0:
             raise ValueError(f"max_redraws = {max_redraws}: must not be negative (0 never draws again)")
-        known = store.attempts()
+        known = known or {}
         self._attempts = [known.get(problem_id) or Attempts() for problem_id in self.problem_ids]
-        # Where each problem's current wave ends; 0 once it is finished.
-        self._targets = np.array([self._target(attempts) for attempts in self._attempts], dtype=np.int32)
+        count = len(self.problem_ids)
+        # Of each problem: where its current wave ends (0 once it is finished), its settled rollouts, and whether one of
+        # them is right. They follow from the attempts; a profile of 100,000 problems asks for them too often to count.
+        self._targets = np.zeros(count, dtype=np.int32)
+        self._num_settled = np.zeros(count, dtype=np.int32)
+        self._is_solved = np.zeros(count, dtype=bool)
+        for index in range(count):
+            self._follow(index)
+        self._totals = np.array([_totals(attempts) for attempts in self._attempts], dtype=np.int64).sum(
+            axis=0
+        )  # [3]: rollouts, those without a value, tokens
+        self._labels: dict[tuple[int, float], _Labels] = {}  # by the rules
+
+    @property
+    def attempts(self) -> dict[str, Attempts]:
+        """What is known of each problem that is profiled, by id."""
+        return dict(zip(self.problem_ids, self._attempts, strict=True))
 
     def next_wave(self, max_draws_rollouts: int) -> list[Draw]:
         """What to roll out next, at most this many rollouts together; [] when every problem is finished.
 
         Problems in their earliest wave come first, each wave in the order of `problem_ids`, at most one draw a problem.
+        A problem's first rollouts are never cut in two, so that they are one group however a profile was killed: where
+        they alone are more than the limit, they are asked for all the same. Later waves are cut to fit.
         Asking again without reporting gives the same answer: report a wave before asking for the next one.
         Raises ValueError unless max_draws_rollouts >= 1."""
         if max_draws_rollouts < 1:
@@ -140,6 +159,10 @@ class SequentialProfile:
             for index in np.flatnonzero(self._targets == boundary):
                 if room == 0:
                     return draws
+                if self._is_first(int(index)):
+                    if draws and room < boundary:
+                        return draws
+                    room = max(room, boundary)
                 draw = self._draw(int(index), boundary=boundary, room=room)
                 draws.append(draw)
                 room -= draw.num_rollouts
@@ -148,7 +171,7 @@ class SequentialProfile:
     def observe(
         self, problem_id: str, first_attempt: int, correct: Sequence[bool | None], num_tokens: Sequence[int]
     ) -> None:
-        """Report attempts first_attempt, first_attempt + 1, ...; None: the verifier gave no value. Stored at once.
+        """Report attempts first_attempt, first_attempt + 1, ...; None: the verifier gave no value.
 
         Parts of a draw may be reported apart and in any order: success means the lowest right attempt index, never the
         first to finish. Raises ValueError on an unknown id, on an attempt that was reported before and on lengths that
@@ -161,11 +184,11 @@ class SequentialProfile:
             attempts.add(first_attempt, correct, num_tokens)
         except ValueError as error:
             raise ValueError(f"problem {problem_id!r}: {error}") from error
-        self.store.append([Record(problem_id, first_attempt, tuple(correct), tuple(num_tokens))])
-        self._targets[index] = self._target(attempts)
+        self._totals += (len(correct), correct.count(None), sum(num_tokens))
+        self._follow(index)
 
     def expected_rollouts(self, *, prior: tuple[float, float] = JEFFREYS) -> Expected:
-        """What is still to be drawn, given what the store holds; before the first wave: the whole bill."""
+        """What is still to be drawn, given what is known; before the first wave: the whole bill."""
         typical, most = 0.0, 0
         for (num_settled, wave_end), count in self._open_problems().items():
             most += count * ((wave_end or self.boundaries[-1]) - num_settled)
@@ -180,33 +203,42 @@ class SequentialProfile:
         """Counts so far; finished problems are labelled as `tier_table` would by the same rules.
 
         Raises ValueError on a trivial_rate outside (0, 1]."""
-        finished = np.flatnonzero(self._targets == 0)
         first_rollouts = self.boundaries[0]
-        rows = [
-            label(
+        rules = (max(relabel_rollouts, first_rollouts), trivial_rate)
+        labels = self._labels.setdefault(rules, _Labels(self._targets.shape[0]))
+        finished = self._targets == 0
+        for index in np.flatnonzero(finished & ~labels.is_counted):
+            row = label(
                 self.problem_ids[index],
                 self._attempts[index],
                 first_rollouts=first_rollouts,
-                relabel_rollouts=max(relabel_rollouts, first_rollouts),
+                relabel_rollouts=rules[0],
+                max_rollouts=self.boundaries[-1],
                 trivial_rate=trivial_rate,
             )
-            for index in finished
-        ]
-        labels = Counter(row.tier for row in rows if row is not None)
-        num_rollouts = sum(attempts.num_recorded for attempts in self._attempts)
+            labels.counts[row.tier if row is not None else None] += 1
+            labels.is_counted[index] = True
+        num_rollouts, num_without_value, num_tokens = self._totals.tolist()
         return Progress(
             num_problems=len(self.problem_ids),
-            num_finished=len(finished),
+            num_finished=int(finished.sum()),
             num_rollouts=num_rollouts,
-            num_without_value=sum(attempts.num_without_value for attempts in self._attempts),
-            most_rollouts_left=self.expected_rollouts().most,
-            tiers={tier: labels[tier] for tier in TIERS},
-            num_without_tier=rows.count(None),
+            num_without_value=num_without_value,
+            num_tokens=num_tokens,
+            left=self.expected_rollouts(),
+            tiers={tier: labels.counts[tier] for tier in TIERS},
+            num_without_tier=labels.counts[None],
         )
 
-    def _target(self, attempts: Attempts) -> int:
+    def _follow(self, index: int) -> None:
+        """Bring what follows from a problem's attempts up to date."""
+        outcomes = self._attempts[index].settled()
+        self._targets[index] = self._target(self._attempts[index], outcomes)
+        self._num_settled[index] = len(outcomes)
+        self._is_solved[index] = RIGHT in outcomes
+
+    def _target(self, attempts: Attempts, outcomes: bytes) -> int:
         """Where this problem's current wave ends, counted in rollouts with a value; 0 when it is finished."""
-        outcomes = attempts.settled()
         # A wave that began is drawn to its end, so that what is drawn in all depends on the attempts alone and neither
         # on how draws were cut to fit a sampler nor on where a profile was killed.
         num_needed = outcomes.find(RIGHT) + 1 or len(outcomes) + 1
@@ -218,11 +250,15 @@ class SequentialProfile:
             return 0
         return target
 
+    def _is_first(self, index: int) -> bool:
+        """Whether nothing is known of the problem."""
+        return not self._attempts[index].codes
+
     def _draw(self, index: int, *, boundary: int, room: int) -> Draw:
         attempts = self._attempts[index]
         first_attempt = attempts.first_unseen
         gap = attempts.gap_length
-        wanted = boundary - len(attempts.settled())
+        wanted = boundary - int(self._num_settled[index])
         allowed = boundary + self.max_redraws - first_attempt if gap is None else gap
         return Draw(self.problem_ids[index], first_attempt, min(wanted, allowed, room))
 
@@ -230,11 +266,26 @@ class SequentialProfile:
         """How many unfinished problems have so many settled rollouts, and the end of the wave that is their last.
 
         The end is known (not 0) where the problem is solved already and its wave is not drawn to the end."""
-        counts: Counter[tuple[int, int]] = Counter()
-        for index in np.flatnonzero(self._targets):
-            outcomes = self._attempts[index].settled()
-            counts[len(outcomes), int(self._targets[index]) if RIGHT in outcomes else 0] += 1
-        return counts
+        is_open = self._targets > 0
+        wave_ends = np.where(self._is_solved, self._targets, 0)[is_open]
+        # Both in one number, for one quick pass over all problems.
+        base = self.boundaries[-1] + 1
+        codes, counts = np.unique(self._num_settled[is_open].astype(np.int64) * base + wave_ends, return_counts=True)
+        pairs = (divmod(code, base) for code in codes.tolist())
+        return Counter(dict(zip(pairs, counts.tolist(), strict=True)))
+
+
+class _Labels:
+    """How many finished problems have each tier (None: none), and which problems are among them."""
+
+    def __init__(self, num_problems: int) -> None:
+        self.counts: Counter[Tier | None] = Counter()
+        self.is_counted = np.zeros(num_problems, dtype=bool)
+
+
+def _totals(attempts: Attempts) -> tuple[int, int, int]:
+    """Attempts that are recorded, those without a value among them, and their tokens."""
+    return attempts.num_recorded, attempts.num_without_value, attempts.total_tokens
 
 
 def _log_beta(prior: tuple[float, float], num_failures: int) -> float:

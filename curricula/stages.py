@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from curricula.curriculum import GivenThisStep, check_count
+from curricula.curriculum import StepUnderWay, check_count
 from curricula.plateau import Plateau, PlateauRule, detect_plateau
-from curricula.pool import EpochWalk, num_left
+from curricula.pool import Eligible, EpochWalk
 from curricula.tiers import MoveRule, TierBook
 from curricula.types import TIERS, Outcome, Tier
 
@@ -22,7 +22,8 @@ class StageRule:
     name               shown in logs
     tiers              the tiers that it practises
     steps              end after so many steps
-    plateau            end when the pass rate of the step's rollouts has stopped rising
+    plateau            end when the pass rate of the rollouts of its own problems has stopped rising. Solved problems
+                       rest, so this says that what is left gets no easier, not that the policy has stopped learning
     trivial_fraction   end when this share of the stage's problems is trivial
     mix_tiers          tiers that may stand in: for mix_fraction of every step's problems, and for whatever the stage's
                        own problems cannot fill without giving one twice in a step; empty: they are given twice
@@ -66,8 +67,12 @@ class TwoStages:
 
     Source: GLM-4.5 (arXiv 2508.06471), section on reasoning RL: moderate problems until the reward stabilises, then
     problems with pass@8 = 0 and pass@512 > 0 from a pool with verified answers. How problems move is `MoveRule`;
-    trivial ones rest and return for a check. A stage also ends when each of its problems is trivial. After the last
-    end `finished` is True and `next` goes on with that stage.
+    trivial ones rest and return for a check. An epoch, by which rests are counted, is as many groups of the stage's
+    own problems as there are of them, whoever they are given to: so checks take at most one group in
+    check_every_epochs, however few problems are still practised.
+    A stage also ends when each of its problems is trivial, and when labels leave it none: at once where it is being
+    practised, and where it would come next it is passed over. After the last end `finished` is True and `next` goes
+    on with that stage, or with the whole pool where it has no problem.
 
     Raises ValueError when a stage's tiers hold no problem (naming the counts), or when a stage before the last has no
     end."""
@@ -88,10 +93,9 @@ class TwoStages:
         self._stage = 0
         self._finished = False
         self._epochs_before = 0
-        self._step = GivenThisStep()
-        self._step_rollouts = 0
-        self._step_correct = 0
         self._begin_stage()
+        self._begin_step()
+        self._metrics = self._measure()
 
     @property
     def stage(self) -> int:
@@ -124,43 +128,60 @@ class TwoStages:
 
     def next(self, num_problems: int) -> list[str]:
         check_count(num_problems)
-        own, mixed = self._own(), self._mixed()
-        self._num_asked += num_problems
-        num_mixed = math.floor(self._num_asked * self._rule.mix_fraction) - self._num_mixed
+        given = self._step.given
+        num_asked = self._num_asked + self._step.num_given + num_problems
+        num_mixed = math.floor(num_asked * self._rule.mix_fraction) - self._num_mixed - self._step_mixed
         if self._rule.mix_tiers:
-            num_mixed = max(num_mixed, num_problems - num_left(own, given=self._step.given))
-        num_mixed = min(num_mixed, num_problems, num_left(mixed, given=self._step.given))
+            num_mixed = max(num_mixed, num_problems - self._own.num_left(given=given))
+        num_mixed = min(num_mixed, num_problems, self._mixed.num_left(given=given))
         taken: list[int] = []
         if num_mixed < num_problems:
-            taken += self._walk.take(num_problems - num_mixed, eligible=own, given=self._step.given)
+            taken += self._walk.take(num_problems - num_mixed, eligible=self._own, given=given)
         if num_mixed:
-            taken += self._mix_walk.take(num_mixed, eligible=mixed, given=self._step.given)
-        self._num_mixed += num_mixed
-        self._step.add(taken)
-        return [self._book.pool.ids[index] for index in taken]
+            taken += self._mix_walk.take(num_mixed, eligible=self._mixed, given=given)
+        self._step_mixed += num_mixed
+        self._step.give(taken)
+        return self._book.pool.names(taken)
+
+    def tier_of(self, problem_id: str) -> Tier | None:
+        return self._book.tier_of(problem_id)
+
+    def group_size(self, problem_id: str, *, of_stage: int) -> int:
+        return of_stage
 
     def observe(self, outcomes: Sequence[Outcome]) -> None:
-        self._book.observe(outcomes, epoch=self._epoch)
-        self._step_rollouts += sum(outcome.num_rollouts for outcome in outcomes)
-        self._step_correct += sum(outcome.num_correct for outcome in outcomes)
+        self._step.tell(outcomes, pool=self._book.pool)
 
     def end_step(self) -> None:
         self._stage_steps += 1
-        if self._rule.plateau is not None and self._step_rollouts:
-            self._pass_rates.append(self._step_correct / self._step_rollouts)
-            del self._pass_rates[: -self._rule.plateau.window_steps]
-        self._step_rollouts = self._step_correct = 0
-        self._step.clear()
-        reason = self._end_reason()
-        if not reason or self._finished:
-            return
-        self._switch_reason = reason
-        if self._stage + 1 == len(self.stages):
-            self._finished = True
-            return
-        self._epochs_before += self._walk.epoch
-        self._stage += 1
-        self._begin_stage()
+        self._num_asked += self._step.num_given
+        self._num_mixed += self._step_mixed
+        self._book.observe(self._step.told, epoch=self._epoch)
+        self._note_pass_rate()
+        self._walk.mark()
+        self._mix_walk.mark()
+        self._look()
+        self._metrics = self._measure()
+        if not self._finished:
+            self._switch(self._end_reason())
+        self._begin_step()
+
+    def relabel(self, tiers: Mapping[str, Tier]) -> None:
+        """As `Curriculum.relabel`. A problem labelled trivial stays with its stage as a solved one, to rest and to be
+        checked; walks lay out their orders anew, and the plateau's window begins again, since other problems have
+        other pass rates."""
+        self._step.check_between_steps("relabel")
+        epoch = self._epoch
+        self._book.relabel(tiers, epoch=epoch)
+        # The length of an epoch follows the number of the stage's problems: the one under way begins again.
+        self._epochs_before, self._num_asked, self._num_mixed = epoch, 0, 0
+        self._walk.begin_anew()
+        self._mix_walk.begin_anew()
+        self._pass_rates.clear()
+        self._look()
+        if not self._finished:
+            self._switch(self._emptiness() or self._solved())
+        self._begin_step()
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -177,10 +198,8 @@ class TwoStages:
             "num_mixed": self._num_mixed,
             "walk": self._walk.state_dict(),
             "mix_walk": self._mix_walk.state_dict(),
-            "step": self._step.state_dict(),
-            "step_rollouts": self._step_rollouts,
-            "step_correct": self._step_correct,
             "book": self._book.state_dict(),
+            "metrics": dict(self._metrics),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -192,6 +211,7 @@ class TwoStages:
                 f"{names}; resume with the same stages"
             )
         self._stage = state["stage"]
+        self._book.load_state_dict(state["book"])
         self._begin_stage()
         self._finished = state["finished"]
         self._switch_reason = state["switch_reason"]
@@ -202,26 +222,12 @@ class TwoStages:
         self._num_mixed = state["num_mixed"]
         self._walk.load_state_dict(state["walk"])
         self._mix_walk.load_state_dict(state["mix_walk"])
-        self._step.load_state_dict(state["step"])
-        self._step_rollouts = state["step_rollouts"]
-        self._step_correct = state["step_correct"]
-        self._book.load_state_dict(state["book"])
+        self._metrics = dict(state["metrics"])
+        self._look()
+        self._begin_step()
 
     def metrics(self) -> dict[str, float]:
-        numbers = {
-            "curriculum/stage": float(self._stage),
-            "curriculum/stage_steps": float(self._stage_steps),
-            "curriculum/epoch": float(self._epoch),
-            "curriculum/practised_problems": float(np.count_nonzero(self._own())),
-            "curriculum/repeated_problems": float(self._step.num_repeats),
-            **self._book.metrics(),
-        }
-        plateau = self.plateau
-        if plateau is not None:
-            numbers["curriculum/plateau_rise"] = plateau.rise
-            numbers["curriculum/plateau_rise_upper"] = plateau.rise_upper
-            numbers["curriculum/plateau_allowed_rise"] = plateau.allowed_rise
-        return numbers
+        return dict(self._metrics)
 
     @property
     def _rule(self) -> StageRule:
@@ -229,7 +235,7 @@ class TwoStages:
 
     @property
     def _epoch(self) -> int:
-        return self._epochs_before + self._walk.epoch
+        return self._epochs_before + (self._num_asked - self._num_mixed) // max(1, self._home.number)
 
     def _begin_stage(self) -> None:
         num_problems = len(self._book.pool)
@@ -239,34 +245,69 @@ class TwoStages:
         self._num_asked = 0
         self._num_mixed = 0
         self._pass_rates: list[float] = []
+        self._look()
 
-    def _members(self) -> NDArray[np.bool_]:
-        return self._book.members(self._rule.tiers, present=self._rule.follow_moves)
+    def _begin_step(self) -> None:
+        self._step = StepUnderWay()
+        self._step_mixed = 0
 
-    def _own(self) -> NDArray[np.bool_]:
-        """Who may be practised as this stage's own problem; all of its first problems where every one rests. [P]"""
-        own = self._members()
-        if Tier.trivial not in self._rule.tiers:
-            # A problem that moved to trivial has left a stage that follows moves, yet returns to it for its check.
-            own |= self._book.members(self._rule.tiers, present=False) & self._book.retired()
-            own &= ~self._book.resting(epoch=self._epoch)
-        return own if own.any() else self._book.members(self._rule.tiers, present=False)
+    def _look(self) -> None:
+        """Who belongs to the stage, which of them are solved, and who may be practised until the next boundary."""
+        # A million problems are gone through here and nowhere else.
+        num_problems = len(self._book.pool)
+        self._home = Eligible.of(self._book.members(self._rule.tiers, present=False))
+        solved = self._home.among & self._book.retired()
+        self._share_trivial = int(np.count_nonzero(solved)) / max(1, self._home.number)
+        self._own = Eligible.of(self._find_own(solved))
+        if not self._own.number:
+            self._own = self._home if self._home.number else Eligible.everyone(num_problems)
+        self._mixed = Eligible.of(self._find_mixed()) if self._rule.mix_tiers else Eligible.nobody(num_problems)
 
-    def _mixed(self) -> NDArray[np.bool_]:
-        if not self._rule.mix_tiers:
-            return np.zeros(len(self._book.pool), dtype=np.bool_)
-        home = self._book.members(self._rule.tiers, present=False)
-        return self._book.members(self._rule.mix_tiers, present=True) & ~home
+    def _find_own(self, solved: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Who may be practised as this stage's own problem, nobody where every one rests. [P]"""
+        own = self._home.among
+        if self._rule.follow_moves:
+            # A problem that moved to trivial has left the stage, yet returns to it for its check.
+            own = self._book.members(self._rule.tiers, present=True) | solved
+        if Tier.trivial in self._rule.tiers:
+            return own
+        return own & ~self._book.resting(epoch=self._epoch)
+
+    def _find_mixed(self) -> NDArray[np.bool_]:
+        """Who may stand in for the stage's own problems. [P]"""
+        mixed = self._book.members(self._rule.mix_tiers, present=True) & ~self._own.among
+        return mixed if self._rule.follow_moves else mixed & ~self._home.among
+
+    def _note_pass_rate(self) -> None:
+        """Take the step's pass rate of the stage's own problems into the plateau's window."""
+        if self._rule.plateau is None:
+            return
+        own = [outcome for index, outcome in self._step.told if self._own.among[index]]
+        num_rollouts = sum(outcome.num_rollouts for outcome in own)
+        if num_rollouts:
+            self._pass_rates.append(sum(outcome.num_correct for outcome in own) / num_rollouts)
+            del self._pass_rates[: -self._rule.plateau.window_steps]
+
+    def _switch(self, reason: str) -> None:
+        """End the stage where there is a reason to, and pass over those after it that have nothing to practise."""
+        while reason:
+            self._switch_reason = reason
+            if self._stage + 1 == len(self.stages):
+                self._finished = True
+                return
+            self._epochs_before = self._epoch
+            self._stage += 1
+            self._begin_stage()
+            nothing = self._emptiness() or (self._solved() if self._share_trivial == 1.0 else "")
+            reason = f"{reason}; {self.stage_name} had {nothing}" if nothing else ""
 
     def _end_reason(self) -> str:
-        rule = self._rule
-        if rule.steps is not None and self._stage_steps >= rule.steps:
+        """Why the stage ends with this step; empty while it does not."""
+        if self._rule.steps is not None and self._stage_steps >= self._rule.steps:
             return f"{self._stage_steps} steps"
-        home = self._book.members(rule.tiers, present=False)
-        trivial_fraction = float(np.mean(self._book.retired()[home]))
-        needed = 1.0 if rule.trivial_fraction is None else rule.trivial_fraction
-        if trivial_fraction >= needed and Tier.trivial not in rule.tiers:
-            return f"{trivial_fraction:.1%} of its problems are trivial"
+        solved = self._solved()
+        if solved:
+            return solved
         plateau = self.plateau
         if plateau is not None and plateau.flat:
             return (
@@ -274,6 +315,36 @@ class TwoStages:
                 f"{plateau.num_steps} steps"
             )
         return ""
+
+    def _solved(self) -> str:
+        """The reason, where enough of the stage's problems are trivial."""
+        needed = 1.0 if self._rule.trivial_fraction is None else self._rule.trivial_fraction
+        if self._share_trivial < needed or Tier.trivial in self._rule.tiers:
+            return ""
+        return f"{self._share_trivial:.1%} of its problems trivial"
+
+    def _emptiness(self) -> str:
+        """The reason, where labels have left the stage no problem."""
+        if self._home.number:
+            return ""
+        return f"no problem in its tiers ({', '.join(self._rule.tiers)}) after they were profiled again"
+
+    def _measure(self) -> dict[str, float]:
+        numbers = {
+            "curriculum/stage": float(self._stage),
+            "curriculum/stage_steps": float(self._stage_steps),
+            "curriculum/stage_share_trivial": self._share_trivial,
+            "curriculum/epoch": float(self._epoch),
+            "curriculum/practised_problems": float(self._own.number),
+            "curriculum/repeated_problems": float(self._step.num_repeats),
+            **self._book.metrics(),
+        }
+        plateau = self.plateau
+        if plateau is not None:
+            numbers["curriculum/plateau_rise"] = plateau.rise
+            numbers["curriculum/plateau_rise_upper"] = plateau.rise_upper
+            numbers["curriculum/plateau_allowed_rise"] = plateau.allowed_rise
+        return numbers
 
     def _check_stages(self) -> None:
         if not self.stages:

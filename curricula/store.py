@@ -1,35 +1,24 @@
-"""The profile store, an append-only JSONL file that survives a kill, and the tier labels read from it.
+"""The profile store, a folder of append-only shards that any number of writers fill, and the tier labels read from it.
 
-The first line is a header with the fingerprint of what was profiled (policy, temperature, limits, ...); every other
-line is the outcome of consecutive attempts at one problem. A line is complete or it is not there: a torn last line is
-cut off on opening, and whoever profiles draws those attempts again."""
+What one policy drew under one set of settings lies in a folder of its own, named by the hash of that fingerprint, so
+several policies lie side by side and none is taken for another. Each writer (a rank) has a shard there; whoever reads
+merges them all."""
 
+import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from curricula.attempts import RIGHT, Attempts
 from curricula.estimates import clopper_pearson, first_success_interval, no_success_interval, pass_at_k
+from curricula.shards import FORMAT, Record, Shard, as_json, lock, read_fingerprint, read_shard
 from curricula.types import Tier
 
-FORMAT = 1
-RECORDS_PER_SYNC = 64
-
 StoppingRule = Literal["fixed", "first_success", "exhausted"]
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """Outcomes of attempts first_attempt, first_attempt + 1, ... at one problem; None: the verifier gave no value."""
-
-    problem_id: str
-    first_attempt: int
-    correct: tuple[bool | None, ...]
-    num_tokens: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +33,7 @@ class TierRow:
                                 first_success: none there, one later; exhausted: none at all
     estimate                    unbiased pass rate, from the first (8) rollouts only: c/n after stopping is biased
     low, high                   fixed: Clopper-Pearson on the first ones; first_success: inverse binomial;
-                                exhausted: one-sided, 0 of num_rollouts
+                                exhausted: 0 to the bound of 0 of num_rollouts
     mean_tokens                 over the attempts up to the last counted one, those without a value too
     pass_at_1, pass_at_8        from the first rollouts; the latter None where there are too few of them"""
 
@@ -63,103 +52,101 @@ class TierRow:
 
 
 class ProfileStore:
-    """Append-only outcomes of one profile. One process writes at a time; open with `ProfileStore.open`."""
+    """The shards of one fingerprint, in `root`/<its hash>. The fingerprint must be JSON-able and say all that an
+    outcome depends on: policy, temperature, limits, reward, seed, prompt."""
 
-    def __init__(self, path: Path, *, fingerprint: Mapping[str, Any], size_bytes: int) -> None:
-        self.path = path
-        self.fingerprint = dict(fingerprint)
-        self._file = path.open("r+b", buffering=0)
-        self._size_bytes = size_bytes
-        self._unsynced_records = 0
+    def __init__(self, root: str | Path, *, fingerprint: Mapping[str, Any]) -> None:
+        self.root = Path(root)
+        self.fingerprint = as_json(fingerprint)
+        self.folder = self.root / fingerprint_hash(fingerprint)
 
-    @classmethod
-    def open(cls, path: str | Path, *, fingerprint: Mapping[str, Any]) -> "ProfileStore":
-        """Open the store for writing, or begin it. The fingerprint must be JSON-able and equal to the stored one.
+    @contextmanager
+    def locked(self, *, note: str = "") -> Iterator[None]:
+        """Keep other profiles of this fingerprint out for as long. `note` follows the process id in the lock's file.
 
-        Raises ValueError when the fingerprint differs (naming the fields), when the file is no profile store, and when
-        a line before the last one cannot be read."""
-        path = Path(path)
-        fingerprint = json.loads(json.dumps(dict(fingerprint)))
-        header = _line({"profile_store": FORMAT, "fingerprint": fingerprint})
+        Raises ValueError naming the process that holds it."""
+        path = self.lock_path
         path.parent.mkdir(parents=True, exist_ok=True)
-        size_bytes = _complete_bytes(path, header=header)
-        if size_bytes == 0:
-            _begin(path, header=header)
-            return cls(path, fingerprint=fingerprint, size_bytes=len(header))
-        stored = _read_header(path)
-        _check_fingerprint(path, stored=stored, given=fingerprint)
-        os.truncate(path, size_bytes)
-        return cls(path, fingerprint=fingerprint, size_bytes=size_bytes)
-
-    def append(self, records: Sequence[Record]) -> None:
-        """Write the records after the last one. They survive a kill of the process at once, and a power cut after
-        every 64 records, `sync` or `close`.
-
-        Raises OSError (a full disk) with the file cut back to what it held before the call."""
-        data = b"".join(_line(_as_row(record)) for record in records)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
-            self._file.seek(self._size_bytes)
-            written = 0
-            while written < len(data):
-                written += self._file.write(data[written:])
-        except OSError:
-            os.ftruncate(self._file.fileno(), self._size_bytes)
-            raise
-        self._size_bytes += len(data)
-        self._unsynced_records += len(records)
-        if self._unsynced_records >= RECORDS_PER_SYNC:
-            self.sync()
+            holder = path.read_text(encoding="utf-8").partition(" ")[0] or "unknown"
+            lock(descriptor, path=self.folder, holder=f"process {holder} is profiling into it")
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{os.getpid()} {note}".encode(), 0)
+            os.fsync(descriptor)
+            yield
+        finally:
+            os.close(descriptor)
 
-    def sync(self) -> None:
-        """Wait until what was appended is on the disk."""
-        os.fsync(self._file.fileno())
-        self._unsynced_records = 0
+    @property
+    def lock_path(self) -> Path:
+        """The file whose lock `locked` takes."""
+        return self.folder / ".lock"
 
-    def records(self) -> Iterator[Record]:
-        """All records, in the order in which they were appended. Raises ValueError naming a line that is none."""
-        with self.path.open("rb") as lines:
-            position = len(next(lines))
-            for number, line in enumerate(lines, start=2):
-                position += len(line)
-                if position > self._size_bytes:
-                    return
-                yield _record(line, where=f"{self.path}:{number}")
+    def shard(self, writer: int = 0) -> Shard:
+        """The shard of one writer, such as a rank, opened or begun. Raises ValueError as `Shard.open`."""
+        return Shard.open(self.folder / f"attempts_rank_{writer:04d}.jsonl", fingerprint=self.fingerprint)
+
+    def records(self) -> Iterator[tuple[str, Record]]:
+        """Every record with its place (file:line), shard by shard. Raises ValueError as `read_shard`."""
+        for path in sorted(self.folder.glob("attempts_rank_*.jsonl")):
+            for number, record in read_shard(path, fingerprint=self.fingerprint):
+                yield f"{path}:{number}", record
 
     def attempts(self) -> dict[str, Attempts]:
-        """Everything that is known, by problem. Raises ValueError when an attempt is recorded twice."""
+        """Everything that is known, by problem, in the order of ids. An attempt that stands in several places counts
+        once.
+
+        Raises ValueError as `read_shard`, and naming both places where two contradict each other."""
         known: dict[str, Attempts] = {}
-        for record in self.records():
+        for place, record in self.records():
             try:
-                known.setdefault(record.problem_id, Attempts()).add(
-                    record.first_attempt, record.correct, record.num_tokens
-                )
+                of_problem = known.setdefault(record.problem_id, Attempts())
+                of_problem.merge(record.first_attempt, record.correct, record.num_tokens)
             except ValueError as error:
-                raise ValueError(f"{self.path}: problem {record.problem_id!r}: {error}") from error
-        return known
+                others = [found for found in self._places_of(record) if found != place]
+                raise ValueError(
+                    f"{place}: problem {record.problem_id!r}: {error} (see {', '.join(others)}); attempts are a pure "
+                    "function of the fingerprint, so one of the shards is of something else: delete it"
+                ) from error
+        return dict(sorted(known.items()))
 
-    def close(self) -> None:
-        if not self._file.closed:
-            self.sync()
-            self._file.close()
+    def others(self) -> list[tuple[Path, dict[str, Any]]]:
+        """Folders of other fingerprints in the same root, the newest last, each with its fingerprint.
 
-    def __enter__(self) -> Self:
-        return self
+        What cannot be read is left out: it is in nobody's way."""
+        shards = sorted(self.root.glob("*/attempts_rank_*.jsonl"), key=lambda path: (path.stat().st_mtime, str(path)))
+        newest = {path.parent: path for path in shards if path.parent != self.folder and _has_header(path)}
+        return [(folder, read_fingerprint(path)) for folder, path in newest.items()]
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+    def _places_of(self, wanted: Record) -> list[str]:
+        """Where records of the same attempts stand."""
+        attempts = range(wanted.first_attempt, wanted.first_attempt + len(wanted.correct))
+        return [
+            place
+            for place, record in self.records()
+            if record.problem_id == wanted.problem_id
+            and record.first_attempt < attempts.stop
+            and attempts.start < record.first_attempt + len(record.correct)
+        ]
+
+
+def fingerprint_hash(fingerprint: Mapping[str, Any]) -> str:
+    """16 hexadecimal digits that name the fingerprint's folder."""
+    text = json.dumps(as_json(fingerprint), separators=(",", ":"), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def tier_table(
-    store: ProfileStore,
+    known: Mapping[str, Attempts],
     *,
     first_rollouts: int = 8,
     relabel_rollouts: int = 32,
+    max_rollouts: int | None = None,
     trivial_rate: float = 1.0,
     confidence: float = 0.95,
 ) -> list[TierRow]:
-    """A row for each problem in the store of which a rollout has a value, sorted by id.
+    """A row for each problem of which a rollout has a value, sorted by id; `known` as `ProfileStore.attempts` gives it.
 
     While a profile is unfinished its rows say what is known so far: `num_rollouts` tells how much that is.
     Raises ValueError as `label`."""
@@ -169,10 +156,11 @@ def tier_table(
             attempts,
             first_rollouts=first_rollouts,
             relabel_rollouts=relabel_rollouts,
+            max_rollouts=max_rollouts,
             trivial_rate=trivial_rate,
             confidence=confidence,
         )
-        for problem_id, attempts in sorted(store.attempts().items())
+        for problem_id, attempts in sorted(known.items())
     )
     return [row for row in rows if row is not None]
 
@@ -183,24 +171,31 @@ def label(
     *,
     first_rollouts: int = 8,
     relabel_rollouts: int = 32,
+    max_rollouts: int | None = None,
     trivial_rate: float = 1.0,
     confidence: float = 0.95,
 ) -> TierRow | None:
     """Tier and statistics of one problem; None where no rollout has a value: nothing says how hard it is.
 
+    Only the first `max_rollouts` with a value are looked at, so that a store in which more is known gives the label of
+    a profile that stopped there; None looks at all.
     trivial: a share of at least `trivial_rate` of the first rollouts is right; moderate: some of them are, or the first
     success comes at rollout <= relabel_rollouts (p = 0.1 fails 8 times in 43 % of cases, 32 times in 3.4 %);
     extreme: a later success; unsolved: none. Rollouts are counted among those with a value, in attempt order.
-    Each interval is exact for its own stopping rule; since the exhausted one spends all of 1 - confidence on one side,
-    a profile as a whole may miss up to 1.5 times that at the least favourable pass rate.
-    Raises ValueError on a trivial_rate outside (0, 1] or relabel_rollouts < first_rollouts."""
+    Each interval is exact for its own stopping rule and misses at most half of 1 - confidence on a side, so that
+    whichever rule ends a problem its pass rate is covered with at least `confidence`.
+    Raises ValueError on a trivial_rate outside (0, 1], relabel_rollouts < first_rollouts or
+    max_rollouts < first_rollouts."""
     if not 0.0 < trivial_rate <= 1.0:
         raise ValueError(f"trivial_rate = {trivial_rate}: must lie in (0, 1] (1 means all of the first rollouts)")
     if not 1 <= first_rollouts <= relabel_rollouts:
         raise ValueError(
             f"labels need 1 <= first_rollouts <= relabel_rollouts; got {first_rollouts} and {relabel_rollouts}"
         )
-    outcomes = attempts.settled()
+    if max_rollouts is not None and max_rollouts < first_rollouts:
+        raise ValueError(f"max_rollouts = {max_rollouts}: must be at least first_rollouts = {first_rollouts}")
+    settled = attempts.settled()
+    outcomes = settled[:max_rollouts]
     if not outcomes:
         return None
     num_first = min(len(outcomes), first_rollouts)
@@ -217,8 +212,10 @@ def label(
         low, high = first_success_interval(num_until_success, confidence=confidence)
     else:
         rule, num_counted, tier = "exhausted", len(outcomes), Tier.unsolved
-        low, high = no_success_interval(num_counted, confidence=confidence)
-    num_attempts = attempts.first_unseen if rule == "exhausted" else attempts.attempts_until(num_counted)
+        # Half of what may be missed, as on each side of the others, since which rule ends a profile is by chance too.
+        low, high = no_success_interval(num_counted, confidence=0.5 * (1.0 + confidence))
+    is_all = rule == "exhausted" and num_counted == len(settled)  # then those without a value at the end count too
+    num_attempts = attempts.first_unseen if is_all else attempts.attempts_until(num_counted)
     return TierRow(
         problem_id=problem_id,
         num_rollouts=num_counted,
@@ -235,89 +232,7 @@ def label(
     )
 
 
-def _line(row: Mapping[str, Any]) -> bytes:
-    return json.dumps(row, separators=(",", ":"), sort_keys=True).encode() + b"\n"
-
-
-def _as_row(record: Record) -> dict[str, Any]:
-    return {
-        "problem_id": record.problem_id,
-        "first_attempt": record.first_attempt,
-        "correct": list(record.correct),
-        "num_tokens": list(record.num_tokens),
-    }
-
-
-def _record(line: bytes, *, where: str) -> Record:
-    try:
-        row = json.loads(line)
-        return Record(
-            problem_id=row["problem_id"],
-            first_attempt=row["first_attempt"],
-            correct=tuple(row["correct"]),
-            num_tokens=tuple(row["num_tokens"]),
-        )
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{where}: is not a profile record ({error}); restore the file or start a fresh one"
-        ) from error
-
-
-def _complete_bytes(path: Path, *, header: bytes) -> int:
-    """Length of the file up to its last complete line; 0 when there is none and the file may be begun anew."""
-    if not path.exists():
-        return 0
-    data = path.read_bytes()
-    size_bytes = data.rfind(b"\n") + 1
-    if size_bytes == 0 and not header.startswith(data):
-        raise ValueError(f"{path}: is not a profile store (no header line); name another file")
-    # After a power cut the last line can have its length and not its content.
-    last_start = data.rfind(b"\n", 0, max(size_bytes - 1, 0)) + 1
-    if last_start and not _is_json(data[last_start:size_bytes]):
-        return last_start
-    return size_bytes
-
-
-def _is_json(line: bytes) -> bool:
-    try:
-        json.loads(line)
-    except ValueError:
-        return False
-    return True
-
-
-def _begin(path: Path, *, header: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(header)
-        file.flush()
-        os.fsync(file.fileno())
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
-
-
-def _read_header(path: Path) -> dict[str, Any]:
+def _has_header(path: Path) -> bool:
     with path.open("rb") as lines:
         first = lines.readline()
-    header = json.loads(first) if _is_json(first) else None
-    if not isinstance(header, dict) or "fingerprint" not in header:
-        raise ValueError(f"{path}: is not a profile store (its first line is no header); name another file")
-    if header["profile_store"] != FORMAT:
-        raise ValueError(f"{path}: has format {header['profile_store']}, this program reads {FORMAT}; profile afresh")
-    return dict(header["fingerprint"])
-
-
-def _check_fingerprint(path: Path, *, stored: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    absent = "(absent)"
-    differing = [
-        f"{field}: stored {stored.get(field, absent)!r}, given {given.get(field, absent)!r}"
-        for field in sorted(stored.keys() | given.keys())
-        if stored.get(field, absent) != given.get(field, absent)
-    ]
-    if differing:
-        raise ValueError(
-            f"{path}: was profiled under another fingerprint ({'; '.join(differing)}); "
-            "restore those values, or profile into another file"
-        )
+    return first.startswith(b'{"fingerprint":{') and first.endswith(f'"profile_store":{FORMAT}}}\n'.encode())

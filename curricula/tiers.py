@@ -1,17 +1,20 @@
 """Running pass rates, and how problems move between tiers while they are practised."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from curricula.packed import pack_members, pack_numbers, unpack_members, unpack_numbers
 from curricula.pool import Pool
 from curricula.types import TIERS, Outcome, Tier
 
 _CODES = {tier: code for code, tier in enumerate(TIERS)}
 _TRIVIAL = _CODES[Tier.trivial]
+NEVER = np.iinfo(np.int32).max
+"""An epoch that does not come."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +24,8 @@ class MoveRule:
     retire_rate              running pass rate from which a problem is trivial
     promote_rate             running pass rate from which an extreme or unsolved problem is moderate (1 right of 8)
     half_life_observations   groups after which a group weighs half as much in the running pass rate
-    min_observations         groups before a problem may move: never by its last group alone
+    min_observations         groups before a problem may move. At 1 a single group may move it, which is noise where
+                             the problem has a label: only `Online`, whose problems have none, takes it
     check_every_epochs       a retired problem comes back for one group after so many epochs; None: never
 
     Raises ValueError on values outside their range."""
@@ -40,8 +44,8 @@ class MoveRule:
             )
         if self.half_life_observations <= 0.0:
             raise ValueError(f"half_life_observations = {self.half_life_observations}: must be positive")
-        if self.min_observations < 2:
-            raise ValueError(f"min_observations = {self.min_observations}: must be at least 2 (one group is noise)")
+        if self.min_observations < 1:
+            raise ValueError(f"min_observations = {self.min_observations}: must be at least 1")
         if self.check_every_epochs is not None and self.check_every_epochs < 1:
             raise ValueError(f"check_every_epochs = {self.check_every_epochs}: must be at least 1, or null for never")
 
@@ -83,51 +87,94 @@ class RunningRates:
         """Pass rate of a problem that was observed at least once."""
         return float(self.correct[index] / self.rollouts[index])
 
+    def forget(self, indices: Sequence[int]) -> None:
+        """The problems' rates start anew."""
+        for array in (self.rollouts, self.correct, self.num_observations):
+            array[indices] = 0
+
     def state_dict(self) -> dict[str, Any]:
         seen = np.flatnonzero(self.num_observations)
         return {
-            "indices": seen.tolist(),
-            "rollouts": self.rollouts[seen].tolist(),
-            "correct": self.correct[seen].tolist(),
-            "num_observations": self.num_observations[seen].tolist(),
+            "seen": pack_members(seen, num_problems=len(self.rollouts)),
+            "rollouts": pack_numbers(self.rollouts[seen]),
+            "correct": pack_numbers(self.correct[seen]),
+            "num_observations": pack_numbers(self.num_observations[seen]),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        seen = np.array(state["indices"], dtype=np.int64)
-        self.rollouts[:] = self.correct[:] = self.num_observations[:] = 0
-        self.rollouts[seen] = state["rollouts"]
-        self.correct[seen] = state["correct"]
-        self.num_observations[seen] = state["num_observations"]
+        seen = unpack_members(state["seen"], num_problems=len(self.rollouts))
+        for name, array in (
+            ("rollouts", self.rollouts),
+            ("correct", self.correct),
+            ("num_observations", self.num_observations),
+        ):
+            array[:] = 0
+            array[seen] = unpack_numbers(state[name], dtype=array.dtype.type)
 
 
 class TierBook:
-    """Each problem's home tier (by the profile), its present tier (by practice), and when it retired."""
+    """Each problem's home tier (by the profile), its present tier (by practice), and when its rest ends.
+
+    Raises ValueError where the rule lets a single group move a problem."""
 
     def __init__(self, tiers: Mapping[str, Tier], *, rule: MoveRule) -> None:
+        if rule.min_observations < 2:
+            raise ValueError(
+                f"min_observations = {rule.min_observations}: must be at least 2 where problems have a tier already: "
+                "one group is noise"
+            )
         self.pool = Pool(tiers, tiers=tiers)
         self.rule = rule
-        self.home = np.array([_CODES[Tier(tiers[problem_id])] for problem_id in self.pool.ids], dtype=np.int8)  # [P]
+        self._first_home = np.array([_CODES[Tier(tiers[name])] for name in self.pool.ids], dtype=np.int8)  # [P]
+        self.home = self._first_home.copy()  # [P]
         self.present = self.home.copy()  # [P]
         self.rates = RunningRates(len(self.pool), half_life_observations=rule.half_life_observations)
-        self._last_check_epoch = np.zeros(len(self.pool), dtype=np.int32)  # [P], of retired problems
+        self._check_epoch = np.zeros(len(self.pool), dtype=np.int32)  # [P], from which a retired problem may come
+        self._count()
 
-    def observe(self, outcomes: Sequence[Outcome], *, epoch: int) -> None:
-        """Update the running rates and move problems. Raises ValueError on a problem that is not in the pool."""
-        positions = [self.pool.position(outcome) for outcome in outcomes]
-        for index, outcome in zip(positions, outcomes, strict=True):
+    def observe(self, told: Iterable[tuple[int, Outcome]], *, epoch: int) -> None:
+        """Update the running rates and move problems, each given by its index."""
+        for index, outcome in told:
             self.rates.observe(index, outcome)
-            if self.rates.num_observations[index] < self.rule.min_observations:
+            if outcome.num_rollouts == 0 or self.rates.num_observations[index] < self.rule.min_observations:
                 continue
-            tier = moved_tier(TIERS[self.present[index]], self.rates.rate(index), rule=self.rule)
+            before = TIERS[self.present[index]]
+            tier = moved_tier(before, self.rates.rate(index), rule=self.rule)
             self.present[index] = _CODES[tier]
+            self._counts[before] -= 1
+            self._counts[tier] += 1
             if tier is Tier.trivial:
-                self._last_check_epoch[index] = epoch
+                self._check_epoch[index] = self._next_check(epoch)
 
-    def members(self, tiers: Sequence[Tier], *, present: bool) -> NDArray[np.bool_]:
-        """Who belongs to one of these tiers, by home or by present tier. [P]"""
-        wanted = np.zeros(len(TIERS), dtype=np.bool_)
-        wanted[[_CODES[tier] for tier in tiers]] = True
-        return wanted[self.present if present else self.home]
+    def relabel(self, tiers: Mapping[str, Tier], *, epoch: int) -> None:
+        """Give the problems these tiers; their running rates start anew.
+
+        One that is trivial by its label keeps its home and is retired, just as if practice had said so: it counts
+        among the solved problems of its stage and returns for its check. Raises ValueError, and changes nothing, on a
+        problem that is not in the pool."""
+        indices = [self.pool.find(problem_id, what="label") for problem_id in tiers]
+        codes = [_CODES[Tier(tier)] for tier in tiers.values()]
+        for index, code in zip(indices, codes, strict=True):
+            self.present[index] = code
+            if code == _TRIVIAL:
+                self._check_epoch[index] = self._next_check(epoch)
+            else:
+                self.home[index] = code
+        self.rates.forget(indices)
+        self._count()
+
+    def tier_of(self, problem_id: str) -> Tier:
+        """The problem's present tier. Raises ValueError on one that is not in the pool."""
+        return TIERS[self.present[self.pool.find(problem_id)]]
+
+    def members(self, tiers: Iterable[Tier], *, present: bool) -> NDArray[np.bool_]:
+        """Who belongs to one of these tiers, of which there is one at least, by home or by present tier. [P]"""
+        of_problem = self.present if present else self.home
+        first, *others = tiers
+        found: NDArray[np.bool_] = of_problem == _CODES[first]
+        for tier in others:
+            found |= of_problem == _CODES[tier]
+        return found
 
     def retired(self) -> NDArray[np.bool_]:
         """Who is trivial at present. [P]"""
@@ -135,32 +182,47 @@ class TierBook:
 
     def resting(self, *, epoch: int) -> NDArray[np.bool_]:
         """Who is trivial at present and not due for a check. [P]"""
-        every = self.rule.check_every_epochs
-        if every is None:
-            return self.retired()
-        return self.retired() & (epoch < self._last_check_epoch + every)
+        return self.retired() & (self._check_epoch > epoch)
 
     def counts(self) -> dict[Tier, int]:
         """Problems by present tier."""
-        totals = np.bincount(self.present, minlength=len(TIERS))
-        return {tier: int(totals[code]) for tier, code in _CODES.items()}
+        return dict(self._counts)
 
     def metrics(self) -> dict[str, float]:
         return {f"curriculum/tier_{tier}": float(count) for tier, count in self.counts().items()}
 
     def state_dict(self) -> dict[str, Any]:
+        relabelled = np.flatnonzero(self.home != self._first_home)
         moved = np.flatnonzero(self.present != self.home)
-        checked = np.flatnonzero(self._last_check_epoch)
+        checked = np.flatnonzero(self._check_epoch)
         return {
             "rates": self.rates.state_dict(),
-            "moved": {"indices": moved.tolist(), "tiers": [str(TIERS[code]) for code in self.present[moved]]},
-            "checked": {"indices": checked.tolist(), "epochs": self._last_check_epoch[checked].tolist()},
+            "relabelled": self._packed(relabelled, self.home),
+            "moved": self._packed(moved, self.present),
+            "checked": self._packed(checked, self._check_epoch),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.rates.load_state_dict(state["rates"])
+        self.home[:] = self._first_home
+        self._unpack(state["relabelled"], self.home)
         self.present[:] = self.home
-        for index, tier in zip(state["moved"]["indices"], state["moved"]["tiers"], strict=True):
-            self.present[index] = _CODES[Tier(tier)]
-        self._last_check_epoch[:] = 0
-        self._last_check_epoch[state["checked"]["indices"]] = state["checked"]["epochs"]
+        self._unpack(state["moved"], self.present)
+        self._check_epoch[:] = 0
+        self._unpack(state["checked"], self._check_epoch)
+        self._count()
+
+    def _count(self) -> None:
+        self._counts = {tier: int(np.count_nonzero(self.present == code)) for tier, code in _CODES.items()}
+
+    def _next_check(self, epoch: int) -> int:
+        every = self.rule.check_every_epochs
+        return NEVER if every is None else epoch + every
+
+    def _packed(self, indices: NDArray[np.intp], array: NDArray[Any]) -> dict[str, str]:
+        members = pack_members(indices, num_problems=len(self.pool))
+        return {"members": members, "values": pack_numbers(array[indices])}
+
+    def _unpack(self, packed: Mapping[str, str], array: NDArray[Any]) -> None:
+        members = unpack_members(packed["members"], num_problems=len(self.pool))
+        array[members] = unpack_numbers(packed["values"], dtype=array.dtype.type)

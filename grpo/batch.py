@@ -3,6 +3,7 @@
 Who owns a denominator: this file, from the counts of the whole update, over all ranks. A micro-batch never divides by
 its own. Every rank makes the same plan from the same groups and takes its own part of it."""
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -10,17 +11,25 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from grpo import seeds
 from grpo.losses import Denominators, token_weights
 from grpo.types import Group, KeptSets, Rollout
 
 
 @dataclass(frozen=True, slots=True)
 class TrainedRollout:
-    """A rollout that enters the loss: its advantage, and the action tokens of its group's rollouts that enter too."""
+    """A rollout that is trained on, with its advantage, and what it stands for.
+
+    `group_tokens` and `group_rollouts` count all of its group that enter the loss; where only some of the failures are
+    trained on, each has the `weight` of as many, so that the sum is what all of them would give on average.
+    `stale` says that an earlier policy than the step's drew it: its ratio is taken against the sampler's log-probs."""
 
     rollout: Rollout
     advantage: float
     group_tokens: int
+    group_rollouts: int
+    weight: float = 1.0
+    stale: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,24 +44,55 @@ class MicroBatch:
     advantages: Tensor  # [A]
     sampler_logprobs: Tensor  # [A], nats
     weights: Tensor  # [A], share of each token in the update's loss
+    stale: Tensor  # [A] bool: drawn by an earlier policy than the step's
     kept: KeptSets | None  # of A tokens, or None where no rollout was restricted
     rollouts: tuple[TrainedRollout, ...]  # B, in row order; none in a filler, whose one row has no action token
     most_actions: int  # the largest A of the micro-batches that other ranks have at the same time
 
 
 def trained_rollouts(
-    groups: Sequence[Group], advantages: Sequence[Sequence[float]], *, mask_truncated: bool
+    groups: Sequence[Group],
+    advantages: Sequence[Sequence[float]],
+    *,
+    mask_truncated: bool,
+    failures_per_group: int | None = None,
+    seed: int = 0,
+    step: int = 0,
 ) -> list[list[TrainedRollout]]:
-    """The rollouts of each group that enter the loss: those with a value, and not cut by the limit where that is asked.
+    """The rollouts of each group that are trained on: those with a value, and not cut by the limit where that is asked.
 
-    `advantages` has, for each group, one number for each rollout that has a value."""
+    `advantages` has, for each group, one number for each rollout that has a value. Of more failures than
+    `failures_per_group` so many are drawn, evenly and by seed, step and problem; each weighs for all / drawn of them,
+    which leaves the expected gradient as it is (Horvitz and Thompson 1952)."""
     trained = []
     for group, of_group in zip(groups, advantages, strict=True):
-        valued = [r for r, reward in zip(group.rollouts, group.rewards, strict=True) if reward.value is not None]
-        pairs = list(zip(valued, of_group, strict=True))
-        entering = [(r, a) for r, a in pairs if r.finished or not mask_truncated]
-        tokens = sum(r.num_actions for r, _ in entering)
-        trained.append([TrainedRollout(rollout=r, advantage=a, group_tokens=tokens) for r, a in entering])
+        members = zip(group.rollouts, group.correct, strict=True)
+        valued = [(rollout, correct) for rollout, correct in members if correct is not None]
+        entering = [
+            (rollout, advantage, correct)
+            for (rollout, correct), advantage in zip(valued, of_group, strict=True)
+            if rollout.finished or not mask_truncated
+        ]
+        failed = [place for place, (_, _, correct) in enumerate(entering) if not correct]
+        drawn, weight = set(failed), 1.0
+        if failures_per_group is not None and len(failed) > failures_per_group:
+            noise = random.Random(seeds.key(seed, "failures", step, group.problem.id, 0))
+            drawn, weight = set(noise.sample(failed, failures_per_group)), len(failed) / failures_per_group
+        tokens = sum(rollout.num_actions for rollout, _, _ in entering)
+        trained.append(
+            [
+                TrainedRollout(
+                    rollout=rollout,
+                    advantage=advantage,
+                    group_tokens=tokens,
+                    group_rollouts=len(entering),
+                    weight=1.0 if correct else weight,
+                    stale=rollout.policy_step < step,
+                )
+                for place, (rollout, advantage, correct) in enumerate(entering)
+                if correct or place in drawn
+            ]
+        )
     return trained
 
 
@@ -80,8 +120,8 @@ def micro_batches(
     have at the same time are about equally large; the layout is a function of the groups alone."""
     rollouts = [rollout for group in groups for rollout in group]
     denominators = Denominators(
-        num_tokens=sum(r.rollout.num_actions for r in rollouts),
-        num_rollouts=len(rollouts),
+        num_tokens=sum(group[0].group_tokens for group in groups if group),
+        num_rollouts=sum(group[0].group_rollouts for group in groups if group),
         num_groups=sum(bool(group) for group in groups),
         limit_tokens=limit_tokens,
     )
@@ -153,6 +193,8 @@ def _collate(
     own_tokens = actions.sum(dim=1)[: len(rollouts)]  # [B]
     group_tokens = torch.tensor([r.group_tokens for r in rollouts], dtype=torch.long)  # [B]
     weights = token_weights(own_tokens, group_tokens, denominators=denominators, aggregation=aggregation)  # [B]
+    weights = weights * torch.tensor([r.weight for r in rollouts], dtype=torch.float32)  # [B]
+    stale = torch.tensor([r.stale for r in rollouts], dtype=torch.bool)  # [B]
     temperature = torch.tensor([r.rollout.temperature for r in rollouts], dtype=torch.float32)  # [B]
     advantages = torch.tensor([r.advantage for r in rollouts], dtype=torch.float32)  # [B]
     return MicroBatch(
@@ -164,6 +206,7 @@ def _collate(
         advantages=advantages[rollout_index].to(device),
         sampler_logprobs=logprobs[actions].to(device),
         weights=weights[rollout_index].to(device),
+        stale=stale[rollout_index].to(device),
         kept=_kept(rollouts),
         rollouts=tuple(rollouts),
         most_actions=most_actions,

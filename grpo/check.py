@@ -16,6 +16,7 @@ from grpo.data import load_problem_sets
 from grpo.distributed.deepspeed_config import resolved
 from grpo.distributed.world import BUCKET_ELEMENTS
 from grpo.errors import ConfigError, DataError
+from grpo.evaluation_sets import load_sets
 from grpo.logprobs import CHUNK_ELEMENTS
 from grpo.model import Float32Head, base_of, load_tokenizer, max_positions, skeleton
 from grpo.optim import muon_names
@@ -326,6 +327,16 @@ def _problems(config: RunConfig, reward: RewardSpec) -> dict[str, object]:
         profiled = min(len(sets.train), config.profile.max_problems or len(sets.train))
         found["rollouts of the profile, at least"] = profiled * config.profile.first_rollouts
         found["rollouts of the profile, at most"] = profiled * config.profile.max_rollouts
-    policies = len(config.evaluation.checkpoints)
-    found["rollouts of the evaluation"] = policies * len(sets.heldout) * config.evaluation.rollouts_per_problem
+    evaluated = len(sets.heldout)
+    try:
+        for name, problems in load_sets(config, dropped={}).items():
+            found[f"problems of evaluation.sets.{name}"] = len(problems)
+            evaluated += len(problems)
+    except DataError as error:
+        found["problems of evaluation.sets"] = f"unknown ({error})"
+    policies, rollouts = len(config.evaluation.checkpoints), config.evaluation.rollouts_per_problem
+    found["rollouts of the evaluation"] = policies * evaluated * rollouts
+    if config.evaluation.by_tier:
+        found["rollouts of its tiers, at least"] = len(sets.heldout) * config.profile.first_rollouts
+        found["rollouts of its tiers, at most"] = len(sets.heldout) * config.profile.max_rollouts
     return found

@@ -12,14 +12,14 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
 
-from grpo import tasks
+from grpo import published, tasks
 from grpo.config import DataConfig, Source
 from grpo.errors import ConfigError, DataError
 from grpo.seeds import torch_seed
 from grpo.types import Message, Problem
 from rewards import BrokenLine, RewardSpec, read_jsonl_rows
 
-JSON_FILES = (".jsonl", ".json")
+JSON_FILES = (".jsonl", ".jsonl.gz", ".json")
 FILE_FORMATS = (*JSON_FILES, ".parquet")
 # Endings of files that are not read here: a path that has one is no hub id.
 OTHER_FILES = (".csv", ".tsv", ".txt", ".arrow", ".xlsx", ".yaml", ".yml", ".gz", ".zip", ".zst")
@@ -92,10 +92,12 @@ def load_problems(
 
     Raises DataError."""
     rows = load_rows(source, field=field, seed=seed)
+    read = _problem if source.format == "rows" else _published_problem
+    numbered = list(enumerate(rows, start=1)) if source.format == "rows" else _published_rows(rows, source, field=field)
     problems: dict[Hashable, Problem] = {}
     counts: Counter[str] = Counter()
-    for index, row in enumerate(rows):
-        problem = _problem(row, source, reward=reward, place=f"{field}, row {index + 1}")
+    for number, row in numbered:
+        problem = read(row, source, reward=reward, place=f"{field}, row {number}")
         if problem is None:
             counts["empty answer"] += 1
         elif key(problem) in problems:
@@ -126,7 +128,7 @@ def load_rows(source: Source, *, field: str, seed: int) -> Sequence[Mapping[str,
         raise DataError(f"{field}.options are for task:NAME sources; {source.path!r} is none: drop them")
     path = Path(source.path)
     kind = _kind(source.path, field=field)
-    if path.suffix in JSON_FILES and kind == "file":
+    if _ending(path) in JSON_FILES and kind == "file":
         return _json_rows(path, place=f"{field}.path = {source.path!r}")
     # Imported here: datasets takes two seconds, and a run on a task's or a JSON file's rows never needs it.
     import datasets
@@ -161,7 +163,7 @@ def to_dataset(columns: Mapping[str, list[Any]]) -> Any:
 def _kind(name: str, *, field: str) -> Literal["file", "folder", "hub id"]:
     """What a path names. Raises DataError for a file or folder that is not there or is of no form that is read."""
     path, place = Path(name), f"{field}.path = {name!r}"
-    if path.suffix in FILE_FORMATS and not path.is_dir():
+    if _ending(path) in FILE_FORMATS and not path.is_dir():
         if not path.is_file():
             raise DataError(f"{place}: no such file (looked in {Path.cwd()}); check the path")
         if path.stat().st_size == 0:
@@ -174,6 +176,10 @@ def _kind(name: str, *, field: str) -> Literal["file", "folder", "hub id"]:
     if name.startswith((".", "/", "~")) or len(path.parts) > 2:
         raise DataError(f"{place}: no such folder (looked in {Path.cwd()}), and no hub id either; check the path")
     return "hub id"
+
+
+def _ending(path: Path) -> str:
+    return ".jsonl.gz" if path.name.endswith(".jsonl.gz") else path.suffix
 
 
 def _json_rows(path: Path, *, place: str) -> list[dict[str, Any]]:
@@ -203,6 +209,49 @@ def _json_list(path: Path) -> list[Any] | None:
     rows = json.loads(text)
     assert isinstance(rows, list), "what begins with a bracket is a list"
     return rows
+
+
+def _published_rows(
+    rows: Sequence[Mapping[str, Any]], source: Source, *, field: str
+) -> list[tuple[int, Mapping[str, Any]]]:
+    """The rows of a benchmark with their numbers: MBPP's of its split, BFCL's with their answers. Raises DataError."""
+    place = f"{field}.path = {source.path!r}"
+    is_file = _kind(source.path, field=field) == "file"
+    try:
+        if source.format == "mbpp" and is_file:
+            return published.in_split(rows, source.split)
+        if source.format == "bfcl" and is_file:
+            rows = published.with_bfcl_answers(rows, Path(source.path))
+    except (KeyError, ValueError) as error:
+        missing = f"a row has no {error}, which every row of {source.format} has"
+        raise DataError(f"{place}: {missing if isinstance(error, KeyError) else error}") from error
+    return list(enumerate(rows, start=1))
+
+
+def _published_problem(row: Mapping[str, Any], source: Source, *, reward: RewardSpec, place: str) -> Problem:
+    """A benchmark's row, which its own judge can use. Raises DataError."""
+    place = f"{place} of {source.path}"
+    try:
+        read = published.FORMATS[source.format].problem(row)
+        fault = published.fault_of(source.format, read)
+    except KeyError as error:
+        raise DataError(
+            f"{place}: there is no column {error}, which format = {source.format!r} reads; it has "
+            f"{', '.join(map(str, row))}: give a file in its published form, or set format: rows"
+        ) from error
+    except (AttributeError, IndexError, SyntaxError, TypeError, ValueError) as error:
+        raise DataError(f"{place}: no row of {source.format} ({error}); restore it, or leave it out") from error
+    if fault:
+        raise DataError(f"{place}: {source.format}'s judge cannot use it ({fault}); restore it, or leave it out")
+    meta = {name: value for name, value in row.items() if name != "answer"} | dict(read.columns)
+    if read.solution is not None:
+        meta["solution"] = read.solution
+    source = source.model_copy(update={"prompt_suffix": read.instruction + source.prompt_suffix})
+    messages = _with_suffix(list(read.messages), source.prompt_suffix, place=place)
+    identity = (
+        json.dumps(read.columns, sort_keys=True, ensure_ascii=False, default=str) if read.columns else read.answer
+    )
+    return _named(messages, read.answer, source=source, reward=reward, meta=meta, identity=identity)
 
 
 def _problem(row: Mapping[str, Any], source: Source, *, reward: RewardSpec, place: str) -> Problem | None:
@@ -284,15 +333,21 @@ def _messages(row: Mapping[str, Any], source: Source, *, place: str) -> tuple[Me
         raise DataError(f"{place}: a prompt must be a text; got {turns!r}")
     if not all(isinstance(message.role, str) and message.role for message in messages):
         raise DataError(f"{place}: every message needs a role, such as user; got {turns!r}")
-    if source.prompt_suffix:
-        users = [index for index, message in enumerate(messages) if message.role == "user"]
-        if not users:
-            raise DataError(
-                f"{place}: prompt_suffix = {source.prompt_suffix!r} goes to the last user message, and there is none "
-                f"in {turns!r}; drop it or give the row a message of the role user"
-            )
+    return _with_suffix(messages, source.prompt_suffix, place=place)
+
+
+def _with_suffix(messages: list[Message], suffix: str, *, place: str) -> tuple[Message, ...]:
+    """The messages with `suffix` at the end of the last user message. Raises DataError where there is none."""
+    users = [index for index, message in enumerate(messages) if message.role == "user"]
+    if suffix and not users:
+        turns = [{"role": message.role, "content": message.content} for message in messages]
+        raise DataError(
+            f"{place}: prompt_suffix = {suffix!r} goes to the last user message, and there is none in {turns!r}; drop "
+            "it or give the row a message of the role user"
+        )
+    if suffix:
         asked = messages[users[-1]]
-        messages[users[-1]] = Message(role=asked.role, content=asked.content + source.prompt_suffix)
+        messages[users[-1]] = Message(role=asked.role, content=asked.content + suffix)
     return tuple(messages)
 
 

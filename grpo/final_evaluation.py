@@ -1,58 +1,132 @@
-"""The phase eval: every policy that the config names, on the held-out problems and the other sets."""
+"""The phase eval: every policy that the config names, on the held-out problems and the other sets.
 
+Each pair of a policy and a set is scored once and kept in evals/<policy>.json with what it rests on; asked again, the
+phase scores what is not there yet, and what rests on something else. So a killed evaluation goes on, and one that is
+asked for another checkpoint or set adds it. At the end each policy is compared with the first."""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from grpo import checkpoint
 from grpo.errors import CheckpointError, Interrupted
-from grpo.evaluation import evaluate
+from grpo.evaluation import Groupings, ProblemScore, by_column, compare, evaluate
+from grpo.evaluation_sets import judge_of
 from grpo.folder import named_disk_errors, write_json
-from grpo.starts import CPU, Run, load_start, newest_checkpoint
+from grpo.starts import CPU, Run, load_start, newest_checkpoint, profile_policy
+from grpo.tracking.evaluations import in_order
+
+NOT_TIERED = "without a tier"
+PHASE_OF_TIERS = "evaluation profile"
+"""Of the noise key of the rollouts that sort held-out problems into tiers: no score is made of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    """A policy to evaluate: the name of its file in evals/, where it lies (None: where training starts from)."""
+
+    name: str
+    path: Path | None
+    step: int
+    policy: str  # the checksum of its weights
 
 
 def run_eval(run: Run) -> None:
-    """Evaluate each of evaluation.checkpoints, one file in evals/ each."""
+    """Evaluate each of evaluation.checkpoints on each set, one file in evals/ a policy."""
+    policies = find_policies(run)
     run.folder.mark("eval", finished=False)
-    run.tracker.forget_events("evaluation")
-    config = run.config.evaluation
-    for name in config.checkpoints:
-        if run.should_stop():
-            raise Interrupted("stopped during the evaluation, which begins again: add --resume")
-        step = load_checkpoint(run, name)
-        result = evaluate(
-            run.rollouts,
-            run.heldout,
-            num_rollouts=config.rollouts_per_problem,
-            temperature=config.temperature,
-            k=config.k,
-            seed=run.config.run.seed,
-            max_error_fraction=run.config.reward.max_error_fraction,
-            by_column=config.by_column,
-        )
-        if run.world.is_main:
-            with named_disk_errors(run.folder.evals):
-                run.folder.evals.mkdir(exist_ok=True)
-            write_json(run.folder.evals / f"{name}.json", result.report(name=name, step=step))
-        scores = {f"eval/heldout/{metric}": estimate.value for metric, estimate in result.overall.metrics.items()}
-        run.tracker.event(step, "evaluation", {"name": name, **scores})
+    groupings = _groupings(run)
+    recorded = [_recorded(run, policy) for policy in policies]
+    for policy, report in zip(policies, recorded, strict=True):
+        _evaluate(run, policy, report, groupings=groupings)
+    for policy, report in zip(policies[1:], recorded[1:], strict=True):
+        _compare(run, report, recorded[0], groupings=groupings)
+        _write(run, policy, report)
+    _log(run)
     run.folder.mark("eval", finished=True)
 
 
-def load_checkpoint(run: Run, name: str) -> int:
-    """Put the policy that evaluation.checkpoints calls `name` in place; returns its step, 0 before training."""
+def is_evaluated(run: Run) -> bool:
+    """Whether evals/ has a file of every policy that the config names, with every set. For the main rank."""
+    names = [file_name(name) for name in run.config.evaluation.checkpoints]
+    files = [run.folder.evals / f"{name}.json" for name in names]
+    return all(file.is_file() and run.sets.keys() <= _read(file)["sets"].keys() for file in files)
+
+
+def file_name(name: str) -> str:
+    """What the file in evals/ is called, without its ending: a step's or a policy's name is its own.
+
+    A path becomes the names of its run and its checkpoint, and a hash of the whole, so that no two are one."""
+    if _is_own(name):
+        return name
+    path = Path(name).resolve()
+    readable = re.sub(r"[^A-Za-z0-9._-]", "_", f"{path.parent.parent.name}-{path.name}").lstrip(".-")
+    return f"{readable}-{hashlib.blake2b(str(path).encode(), digest_size=4).hexdigest()}"
+
+
+def find_policies(run: Run) -> list[Evaluated]:
+    """What evaluation.checkpoints names, all of it, before any is scored. The main rank looks, for all ranks.
+
+    Raises CheckpointError for a name that is none, and a folder that is no checkpoint."""
+    names = run.config.evaluation.checkpoints
+    newest = newest_checkpoint(run, "eval") if {"last", "best"} & set(names) else None
+    found, fault = run.world.broadcast(_found(run, names, newest) if run.world.is_main else ([], ""))
+    if fault:
+        raise CheckpointError(fault)
+    policies: list[Evaluated] = found
+    return policies
+
+
+def _is_own(name: str) -> bool:
+    return name in ("start", "last", "best") or re.fullmatch(r"step_\d+", name) is not None
+
+
+def _found(run: Run, names: Sequence[str], newest: Path | None) -> tuple[list[Evaluated], str]:
+    try:
+        return [_policy(run, name, newest) for name in names], ""
+    except CheckpointError as error:
+        return [], str(error)
+
+
+def _policy(run: Run, name: str, newest: Path | None) -> Evaluated:
+    path = _path(run, name, newest)
+    if path is None:
+        is_made = run.config.sft is not None and (run.cold_start_path / checkpoint.MANIFEST).is_file()
+        return Evaluated(name, path=None, step=0, policy=_weights_sum(run.cold_start_path) if is_made else "base")
+    step = re.search(r"_(\d+)$", path.name)
+    return Evaluated(file_name(name), path, step=int(step[1]) if step else 0, policy=_weights_sum(path))
+
+
+def _weights_sum(path: Path) -> str:
+    """The checksum of a checkpoint's weights, as it stands in there. Raises CheckpointError."""
+    try:
+        return str(json.loads((path / checkpoint.MANIFEST).read_bytes())[checkpoint.WEIGHTS])
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path}: {checkpoint.MANIFEST} was altered after it was written; name another"
+        ) from error
+
+
+def _path(run: Run, name: str, newest: Path | None) -> Path | None:
+    """The checkpoint's folder; None for the policy that training starts from."""
     if name == "start":
-        load_start(run)
-        return 0
-    newest = newest_checkpoint(run, "eval")
-    if newest is None:
-        run.console.say("eval: no checkpoint of a training, so the final policy is the one that training starts from")
-        load_start(run)
-        return 0
-    path = run.world.broadcast(_best(run) or newest) if name == "best" else newest
-    weights, _, _ = checkpoint.load(path, device=CPU)
-    run.strategy.load_weights(weights)
-    run.rollouts.load_weights()
-    run.console.say(f"eval: the final policy is {path}")
-    return int(path.name.split("_")[1])
+        return None
+    if name in ("last", "best"):
+        if newest is None:
+            run.console.say(f"eval: no checkpoint of a training, so {name} is the policy that training starts from")
+        return (_best(run) or newest) if name == "best" else newest
+    path = run.folder.checkpoints / name if _is_own(name) else Path(name)
+    if not (path / checkpoint.MANIFEST).is_file():
+        steps = ", ".join(step.name for _, step in checkpoint.steps(run.folder.checkpoints)) or "none"
+        raise CheckpointError(
+            f"evaluation.checkpoints: {name!r} is no checkpoint (there is no {path / checkpoint.MANIFEST}); name "
+            f"start, last, best, a step that is kept ({steps}; checkpoint.keep_last) or the folder of one"
+        )
+    return path
 
 
 def _best(run: Run) -> Path | None:
@@ -66,3 +140,150 @@ def _best(run: Run) -> Path | None:
         run.console.say(f"eval: {error}; the newest step is evaluated instead")
         return None
     return found[-1]
+
+
+def _load(run: Run, policy: Evaluated) -> None:
+    """Put the policy in place. Raises CheckpointError where it is torn, or of another model."""
+    if policy.path is None:
+        load_start(run)
+        return
+    weights, _, _ = checkpoint.load(policy.path, device=CPU)
+    try:
+        run.strategy.load_weights(weights)
+    except CheckpointError as error:
+        raise CheckpointError(f"evaluation.checkpoints, {policy.path}: {error}") from error
+    run.rollouts.load_weights()
+    run.console.say(f"eval: {policy.name} is {policy.path}")
+
+
+def _groupings(run: Run) -> dict[str, Groupings]:
+    """For each set the ways in which its tables are split. A set whose rows have no such column is not split by it."""
+    config = run.config.evaluation
+    found: dict[str, dict[str, Mapping[str, str]]] = {name: {} for name in run.sets}
+    for name, problems in run.sets.items():
+        if config.by_column is not None and any(config.by_column in problem.meta for problem in problems):
+            found[name][config.by_column] = by_column(problems, config.by_column)
+    if config.by_tier:
+        found["heldout"]["tier"] = _tiers(run)
+    return {name: dict(of_set) for name, of_set in found.items()}
+
+
+def _tiers(run: Run) -> dict[str, str]:
+    """Each held-out problem's tier for the policy that training starts from, by a profile with noise of its own.
+
+    Labels made of the rollouts that are scored would flatter whoever was lucky in them."""
+    load_start(run)
+    run.console.say("eval: profiling the held-out problems for evaluation.by_tier")
+    folder = run.folder.profile / "heldout"
+    result = profile_policy(
+        run,
+        run.heldout,
+        folder=folder,
+        store_folder=folder,
+        temperature=run.config.temperature.value,
+        on_group=lambda group: None,
+        phase=PHASE_OF_TIERS,
+    )
+    return {problem.id: str(result.tiers.get(problem.id, NOT_TIERED)) for problem in run.heldout}
+
+
+def _recorded(run: Run, policy: Evaluated) -> dict[str, Any]:
+    """What evals/ holds of the policy already, on every rank; nothing where its file is of another one."""
+    file = run.folder.evals / f"{policy.name}.json"
+    empty = {"name": policy.name, "step": policy.step, "policy": policy.policy, "sets": {}}
+    held = _read(file) if run.world.is_main and file.is_file() else empty
+    recorded: dict[str, Any] = run.world.broadcast(held if held.get("policy") == policy.policy else empty)
+    return recorded
+
+
+def _evaluate(run: Run, policy: Evaluated, report: dict[str, Any], *, groupings: Mapping[str, Groupings]) -> None:
+    """Score the policy on the sets that `report` lacks, or has otherwise, and write it after each."""
+    config = run.config.evaluation
+    wanted = {name: _rests_on(run, name, groupings[name]) for name in run.sets}
+    missing = [name for name in run.sets if report["sets"].get(name, {}).get("rests_on") != wanted[name]]
+    if len(missing) < len(wanted):
+        kept = ", ".join(name for name in wanted if name not in missing)
+        run.console.say(f"eval: {policy.name} on {kept}: scored before, in {run.folder.evals}")
+    for number, name in enumerate(missing):
+        if run.should_stop():
+            raise Interrupted(
+                f"stopped during the evaluation; what is scored is in {run.folder.evals}: add --resume to go on"
+            )
+        if number == 0:
+            _load(run, policy)
+        judge = judge_of(run.config, name)
+        result = evaluate(
+            run.rollouts,
+            run.sets[name],
+            num_rollouts=config.rollouts_per_problem,
+            temperature=config.temperature,
+            k=config.k,
+            max_error_fraction=judge.max_error_fraction,
+            success_threshold=judge.success_threshold,
+            groupings=groupings[name],
+            place=f"evaluation of {policy.name} on {name}",
+        )
+        report["temperature"] = result.temperature
+        report["sets"][name] = result.report() | {"rests_on": wanted[name]}
+        names = dict.fromkeys([*run.sets, *report["sets"]])
+        report["sets"] = {known: report["sets"][known] for known in names if known in report["sets"]}
+        report["num_tokens"] = sum(of_set["num_tokens"] for of_set in report["sets"].values())
+        _write(run, policy, report)
+
+
+def _rests_on(run: Run, name: str, groupings: Groupings) -> str:
+    """A hash of all that a set's scores and tables follow from, the policy aside."""
+    config = run.config
+    judge = judge_of(config, name)
+    parts = {
+        "problems": [problem.id for problem in run.sets[name]],
+        "judge": [judge.name, judge.file, judge.function, judge.options, judge.success_threshold],
+        "rollouts": [config.evaluation.rollouts_per_problem, config.evaluation.temperature, config.evaluation.k],
+        "sampling": config.sampling.model_dump(mode="json", exclude={"max_rows", "prefill_tokens"}),
+        "seed": config.run.seed,
+        "parts": {of: dict(parts) for of, parts in groupings.items()},
+    }
+    return _digest(json.dumps(parts, sort_keys=True, default=str).encode("utf-8", "surrogatepass"))
+
+
+def _compare(run: Run, report: dict[str, Any], first: Mapping[str, Any], *, groupings: Mapping[str, Groupings]) -> None:
+    """Put into each set of `report` by how much it differs from the first policy."""
+    config = run.config.evaluation
+    for name in run.sets:
+        own, other = (_problem_scores(of["sets"][name]) for of in (report, first))
+        compared = compare(own, other, num_rollouts=config.rollouts_per_problem, k=config.k, groupings=groupings[name])
+        report["sets"][name]["against"] = {"name": first["name"], **compared}
+
+
+def _problem_scores(of_set: Mapping[str, Any]) -> dict[str, ProblemScore]:
+    return {problem_id: ProblemScore(**fields) for problem_id, fields in of_set["problems"].items()}
+
+
+def _write(run: Run, policy: Evaluated, report: Mapping[str, Any]) -> None:
+    if run.world.is_main:
+        with named_disk_errors(run.folder.evals):
+            run.folder.evals.mkdir(exist_ok=True)
+        write_json(run.folder.evals / f"{policy.name}.json", report)
+
+
+def _log(run: Run) -> None:
+    """The scores of all that evals/ holds as events, in the place of those of an earlier evaluation."""
+    if not run.world.is_main:
+        return
+    run.tracker.forget_events("evaluation")
+    for report in in_order([_read(path) for path in sorted(run.folder.evals.glob("*.json"))]):
+        scores = {
+            f"eval/{name}/{metric}": estimate["value"]
+            for name, of_set in report["sets"].items()
+            for metric, estimate in of_set["metrics"].items()
+        }
+        run.tracker.event(report["step"], "evaluation", {"name": report["name"], **scores})
+
+
+def _read(path: Path) -> dict[str, Any]:
+    report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return report
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=8).hexdigest()

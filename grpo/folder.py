@@ -29,12 +29,17 @@ _EVERY = ("run", "model", "chat", "data", "sampling", "reward")
 # The fields that each phase's results rest on: what a phase that stays was made with must not change.
 FIELDS: dict[Phase, tuple[str, ...]] = {
     "sft": (*_EVERY, "sft", "evaluation.temperature"),
-    "profile": (*_EVERY, "profile", "temperature.value"),
+    "profile": (
+        *(*_EVERY, "temperature.value"),
+        *(f"profile.{name}" for name in ("first_rollouts", "max_rollouts", "relabel_rollouts", "trivial_rate")),
+        "profile.max_problems",
+    ),
     "train": (
-        *(*_EVERY, "temperature", "curriculum", "train", "advantage", "loss", "optim"),
+        *(*_EVERY, "profile.reuse_steps", "temperature", "curriculum", "train", "advantage", "loss", "optim"),
         *(f"evaluation.{name}" for name in ("every_steps", "validation_rollouts", "temperature", "patience", "k")),
     ),
-    "eval": (*_EVERY, "evaluation"),
+    # A file says of each checkpoint and set what it rests on: more are added, and what has changed is done again.
+    "eval": (*_EVERY, "evaluation.rollouts_per_problem", "evaluation.temperature"),
     "report": (),
 }
 
@@ -168,7 +173,11 @@ class RunFolder:
                 "add --resume to go on with it, --fresh to delete it and start again, or set another run.name"
             )
         first = PHASES.index(phases[0]) if start == "fresh" else len(PHASES)
-        self._check_belongs(prints, staying=PHASES[:first])
+        staying = PHASES[:first]
+        if phases == ("profile",) and "train" not in self.begun():
+            # Its store keeps what was drawn by what it depends on: other settings or problems take up what fits.
+            staying = tuple(phase for phase in staying if phase != "profile")
+        self._check_belongs(prints, staying=staying)
 
     def _check_belongs(self, prints: Mapping[str, str], *, staying: tuple[Phase, ...]) -> None:
         begun = [phase for phase in staying if phase in self.begun()]
@@ -189,9 +198,17 @@ class RunFolder:
                 f"{self.path} holds {', '.join(begun)} of other problems: the rows of {sources} have changed since; "
                 "restore them, set another run.name, or `grpo recipe --fresh` to delete what it holds"
             )
+        remedy = "set another run.name, or `grpo recipe --fresh` to delete them"
+        if all(name.startswith("profile.") for name in differing):
+            remedy = (
+                f"training rests on its profile; set another run.name, with profile.folder={self.profile} to take up "
+                "what was drawn there, or `grpo train --fresh` with the config as it was, and then profile again"
+                if "train" in begun
+                else "`grpo profile --resume` with the same fields draws what is missing"
+            )
         raise RunFolderError(
             f"{self.path} holds {', '.join(begun)} of another config; it differs in {', '.join(differing)} "
-            f"(its own is {self.config}); set another run.name, or `grpo recipe --fresh` to delete them"
+            f"(its own is {self.config}); {remedy}"
         )
 
     def _forget(self, first: Phase) -> None:

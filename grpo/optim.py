@@ -242,10 +242,13 @@ def _moves_gradient_to(master: Tensor, *, scale: float) -> Callable[[Tensor], No
     return move
 
 
-def learning_rate(step: int, *, num_steps: int, config: OptimConfig) -> float:
-    """Learning rate of step `step` (from 0) of `num_steps`: linear warm-up, then the schedule down to the last step."""
+def learning_rate(step: int, *, num_steps: int, config: OptimConfig, peak: float | None = None) -> float:
+    """Learning rate of step `step` (from 0) of `num_steps`: linear warm-up, then the schedule down to the last step.
+
+    `peak` is the rate between the two, of a stage that has its own; None takes the config's."""
+    peak = config.learning_rate if peak is None else peak
     if step < config.warmup_steps:
-        return config.learning_rate * (step + 1) / config.warmup_steps
+        return peak * (step + 1) / config.warmup_steps
     progress = min(1.0, (step - config.warmup_steps) / max(1, num_steps - 1 - config.warmup_steps))
     low = config.final_fraction
     share = {
@@ -253,4 +256,4 @@ def learning_rate(step: int, *, num_steps: int, config: OptimConfig) -> float:
         "linear": 1 - (1 - low) * progress,
         "cosine": low + (1 - low) * (1 + math.cos(math.pi * progress)) / 2,
     }[config.schedule]
-    return config.learning_rate * share
+    return peak * share

@@ -7,8 +7,12 @@ from curricula import (
     Constant,
     Cosine,
     Curriculum,
+    Diversity,
     Guard,
     Linear,
+    Mixture,
+    MoveRule,
+    Online,
     PlateauRule,
     StageRule,
     Steps,
@@ -18,7 +22,7 @@ from curricula import (
     Uniform,
     Weighted,
 )
-from grpo.config import RewardConfig, RunConfig, TemperatureConfig
+from grpo.config import CurriculumConfig, RewardConfig, RunConfig, TemperatureConfig
 from grpo.errors import ConfigError, DataError
 from grpo.seeds import torch_seed
 from rewards import RewardSpec, build_spec, longest_seconds
@@ -40,6 +44,9 @@ def reward_spec(config: RewardConfig) -> RewardSpec:
     return spec
 
 
+_SECTIONS = {"two_stages": "stages", "mixture": "shares"}
+
+
 def needs_profile(config: RunConfig) -> bool:
     """Whether the curriculum asks for tiers."""
     return config.curriculum.by_tier
@@ -52,20 +59,49 @@ def build_curriculum(config: RunConfig, problem_ids: Sequence[str], tiers: Mappi
         return Uniform(problem_ids, seed=seed)
     if config.curriculum.kind == "weighted":
         return Weighted(problem_ids, seed=seed)
-    plateau = PlateauRule(window_steps=config.curriculum.plateau_window_steps)
-    rules = [
+    moves = _moves(config.curriculum)
+    if config.curriculum.kind == "online":
+        return Online(
+            problem_ids,
+            seed=seed,
+            moves=moves,
+            max_wait_epochs=config.curriculum.moves.max_wait_epochs,
+            first_group_size=config.curriculum.first_group_size,
+        )
+    try:
+        if config.curriculum.kind == "mixture":
+            return Mixture(tiers, shares=config.curriculum.shares, seed=seed, moves=moves)
+        return TwoStages(tiers, stages=_stage_rules(config.curriculum), seed=seed, moves=moves)
+    except ValueError as error:
+        raise DataError(f"curriculum.{_SECTIONS[config.curriculum.kind]}: {error}") from error
+
+
+def _moves(config: CurriculumConfig) -> MoveRule:
+    moves = config.moves
+    return MoveRule(
+        retire_rate=moves.retire_rate,
+        promote_rate=moves.promote_rate,
+        half_life_observations=moves.half_life_groups,
+        min_observations=config.min_groups,
+        check_every_epochs=moves.check_every_epochs,
+    )
+
+
+def _stage_rules(config: CurriculumConfig) -> list[StageRule]:
+    plateau = PlateauRule(window_steps=config.plateau_window_steps, improvement_fraction=config.plateau_rise)
+    return [
         StageRule(
             name=stage.name,
             tiers=tuple(stage.tiers),
             steps=stage.steps,
             plateau=plateau if stage.until_plateau else None,
+            trivial_fraction=stage.until_trivial_fraction,
+            mix_tiers=tuple(stage.mix_tiers),
+            mix_fraction=stage.mix_fraction,
+            follow_moves=stage.follow_moves,
         )
-        for stage in config.curriculum.stages
+        for stage in config.stages
     ]
-    try:
-        return TwoStages(tiers, stages=rules, seed=seed)
-    except ValueError as error:
-        raise DataError(f"curriculum.stages: {error}") from error
 
 
 def build_temperature(config: TemperatureConfig, *, num_steps: int) -> TemperatureSchedule:
@@ -80,13 +116,24 @@ def build_temperature(config: TemperatureConfig, *, num_steps: int) -> Temperatu
         return Adaptive(
             config.value,
             grid=config.grid,
-            plateau=PlateauRule(window_steps=config.window_steps),
+            plateau=PlateauRule(window_steps=config.window_steps, improvement_fraction=config.window_rise),
             guard=Guard(
                 drop=config.guard,
                 unit=config.guard_kind,
                 reference=config.reference,
                 max_standard_error=config.max_standard_error,
             ),
+            choose=config.choose,
+            rollouts_per_problem=config.rollouts_per_problem,
+            max_rollouts_per_problem=config.max_rollouts_per_problem,
+            min_effective_fraction=config.min_effective_fraction if config.counterfactual else None,
+            cooldown_steps=config.cooldown_steps,
+        )
+    if config.kind == "diversity":
+        return Diversity(
+            config.value,
+            grid=config.grid,
+            rollouts_per_problem=config.rollouts_per_problem,
             cooldown_steps=config.cooldown_steps,
         )
     return Constant(config.value)

@@ -142,7 +142,7 @@ def _batch(policy: Policy, config: RunConfig, *, rows: int, num_tokens: int) -> 
         temperature=1.0,
         policy_step=0,
     )
-    trained = TrainedRollout(rollout=rollout, advantage=1.0, group_tokens=rows * (num_tokens - 1))
+    trained = TrainedRollout(rollout=rollout, advantage=1.0, group_tokens=rows * (num_tokens - 1), group_rollouts=rows)
     (batch,) = micro_batches(
         [[trained] * rows],
         tokens_per_micro_batch=rows * num_tokens,

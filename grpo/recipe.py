@@ -7,22 +7,26 @@ folder instead of being done again; one that was begun goes on from what it save
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from curricula import Tier
+from curricula import ProfileStore, Tier
 from grpo import checkpoint, practice
 from grpo.config import RunConfig
 from grpo.data import at_most
 from grpo.errors import DataError, Interrupted
 from grpo.evaluation import Evaluation, evaluate
-from grpo.final_evaluation import run_eval
+from grpo.final_evaluation import is_evaluated, run_eval
 from grpo.folder import Phase, named_disk_errors, write_json
-from grpo.profiling import profile
+from grpo.manifest import MANIFEST_FILE, by_tier, read_manifest
+from grpo.profiling import Profile
 from grpo.seeds import torch_seed
 from grpo.sft import cold_start
-from grpo.starts import CPU, Run, layout, load_start, newest_checkpoint, read_tiers, take_up
+from grpo.starts import CPU, Run, layout, load_start, newest_checkpoint, profile_policy, read_tiers, take_up
+from grpo.stock import Stock
 from grpo.tracking.report import write_report
-from grpo.trainer import Parts, Stage, Trainer
+from grpo.trainer import Parts, Trainer
+from grpo.types import Problem, Stage
 
 
 def phases_of(config: RunConfig) -> tuple[Phase, ...]:
@@ -39,13 +43,24 @@ def phases_of(config: RunConfig) -> tuple[Phase, ...]:
 
 def stages_of(config: RunConfig) -> list[Stage]:
     """The sizes of a step in each stage of the curriculum; one stage where it knows none."""
-    default = config.train
+    train = config.train
+    default = Stage(
+        problems_per_step=train.problems_per_step,
+        group_size=train.group_size,
+        max_completion_tokens=config.sampling.max_completion_tokens,
+        learning_rate=config.optim.learning_rate,
+        failures_per_group=train.failures_per_group,
+    )
     if config.curriculum.kind != "two_stages":
-        return [Stage(problems_per_step=default.problems_per_step, group_size=default.group_size)]
+        return [default]
     return [
         Stage(
             problems_per_step=stage.problems_per_step or default.problems_per_step,
             group_size=stage.group_size or default.group_size,
+            max_completion_tokens=stage.max_completion_tokens or default.max_completion_tokens,
+            learning_rate=stage.learning_rate or default.learning_rate,
+            failures_per_group=stage.failures_per_group or default.failures_per_group,
+            temperature=stage.temperature,
         )
         for stage in config.curriculum.stages
     ]
@@ -79,10 +94,13 @@ def run_sft(run: Run) -> None:
         run.console.say(f"cold start: step {step}, pass@1 {value:.3f} (gate {config.gate_pass_at_1})")
 
     policy = run.strategy.whole_policy()
+    tokens: list[int] = []  # of each look
 
     def pass_at_1() -> float:
         take_over()
-        return _validation(run, num_rollouts=config.gate_rollouts).overall.metrics["pass@1"].value
+        result = _validation(run, num_rollouts=config.gate_rollouts)
+        tokens.append(result.num_tokens)
+        return result.overall.metrics["pass@1"].value
 
     def take_over() -> None:
         if policy is not run.policy:
@@ -101,7 +119,10 @@ def run_sft(run: Run) -> None:
         world=run.world,
     )
     take_over()
-    looks = [{"step": step, "pass@1": value} for step, value in result.looks]
+    looks = [
+        {"pass@1": value, "sft_steps": step, "tokens": spent}
+        for (step, value), spent in zip(result.looks, tokens, strict=True)
+    ]
     state = {"steps": result.steps, "looks": looks}
     weights = run.strategy.weights()
     if run.world.is_main:
@@ -112,32 +133,21 @@ def run_sft(run: Run) -> None:
 def run_profile(run: Run) -> None:
     """Profile the training problems with the policy that training starts from."""
     run.folder.mark("profile", finished=False)
-    start = load_start(run)
+    load_start(run)
     config = run.config
-    result = profile(
-        run.rollouts,
-        at_most(
-            run.train,
-            config.profile.max_problems or len(run.train),
-            seed=torch_seed(config.run.seed, "profiled problems"),
-        ),
-        config=config.profile,
+    result = profile_policy(
+        run,
+        _profiled(run),
         folder=run.folder.profile,
-        fingerprint={
-            "policy": start,
-            "temperature": config.temperature.value,
-            "sampling": config.sampling.model_dump(mode="json", exclude={"max_rows", "prefill_tokens"}),
-            "seed": config.run.seed,
-        },
+        store_folder=Path(config.profile.folder or run.folder.profile),
         temperature=config.temperature.value,
-        max_rows=config.sampling.max_rows,
-        max_error_fraction=config.reward.max_error_fraction,
-        should_stop=run.should_stop,
-        on_progress=run.console.profile_progress,
-        world=run.world,
     )
+    if run.world.is_main:
+        run.console.tiers(by_tier(read_manifest(run.folder.profile / MANIFEST_FILE).rows))
     counts = ", ".join(f"{tier} {count}" for tier, count in result.counts.items())
-    run.console.say(f"profile: {counts}; {result.num_rollouts} rollouts")
+    run.console.say(
+        f"profile: {counts}; {result.num_rollouts} rollouts, of which {result.drawn_rollouts} were drawn now"
+    )
     if result.num_without_tier:
         run.console.say(
             f"profile: {result.num_without_tier} problems got no verdict with a value and so no tier; they are not "
@@ -164,12 +174,12 @@ def run_train(run: Run) -> None:
     else:
         run.tracker.load_state_dict({"metrics": 0, "events": 0})
         for look in _cold_start_state(run).get("looks", []):
-            run.tracker.event(0, "gate", {"pass@1": look["pass@1"], "sft_steps": look["step"]})
+            run.tracker.event(0, "gate", look)
     folder.mark("train", finished=False)
     trainer.run()
     run.console.say(f"train: {trainer.end_reason}")
     if run.world.is_main:
-        write_json(folder.trained, {"asked_steps": config.train.steps})
+        write_json(folder.trained, {"asked_steps": config.train.steps, "asked_tokens": config.train.max_tokens})
     folder.mark("train", finished=True)
 
 
@@ -200,10 +210,16 @@ def is_finished(run: Run, phase: Phase) -> bool:
 def _is_finished(run: Run, phase: Phase) -> bool:
     if not run.folder.begun().get(phase):
         return False
+    if phase == "eval":
+        return is_evaluated(run)
     if phase != "train":
         return True
-    asked_steps: int = json.loads(run.folder.trained.read_text(encoding="utf-8"))["asked_steps"]
-    return run.config.train.steps <= asked_steps
+    asked: dict[str, Any] = json.loads(run.folder.trained.read_text(encoding="utf-8"))
+    wanted = run.config.train
+    more_tokens = asked["asked_tokens"] is not None and (
+        wanted.max_tokens is None or wanted.max_tokens > asked["asked_tokens"]
+    )
+    return wanted.steps <= asked["asked_steps"] and not more_tokens
 
 
 def trainer_of(run: Run, *, writer: checkpoint.Writer | None = None) -> Trainer:
@@ -214,7 +230,7 @@ def trainer_of(run: Run, *, writer: checkpoint.Writer | None = None) -> Trainer:
     rows = read_tiers(run) if practice.needs_profile(config) else {}
     tiers = {problem_id: Tier(row["tier"]) for problem_id, row in rows.items()}
     run.rollouts.lengths.forget()
-    run.rollouts.lengths.observe({problem_id: row["mean_tokens"] for problem_id, row in rows.items()})
+    run.rollouts.lengths.expect({problem_id: row["mean_tokens"] for problem_id, row in rows.items()})
     parts = Parts(
         world=run.world,
         strategy=run.strategy,
@@ -223,13 +239,45 @@ def trainer_of(run: Run, *, writer: checkpoint.Writer | None = None) -> Trainer:
         temperature=practice.build_temperature(config.temperature, num_steps=config.train.steps),
         stages=stages_of(config),
         problems={problem.id: problem for problem in run.train},
-        tiers={problem_id: str(tier) for problem_id, tier in tiers.items()},
+        profile_tokens=sum(row["total_tokens"] for row in rows.values()),
+        stock=_stock(run),
+        reprofile=lambda step: _reprofile(run, step=step),
         validation=run.validation,
         tracker=run.tracker,
         folder=run.folder,
         console=run.console,
     )
     return Trainer(parts, config, should_stop=run.should_stop, writer=writer)
+
+
+def _stock(run: Run) -> Stock:
+    """Groups that the profile drew, where there is one and training may take them."""
+    if not practice.needs_profile(run.config) or not run.config.profile.reuse_steps or not run.world.is_main:
+        return Stock.empty()
+    manifest = read_manifest(run.folder.profile / MANIFEST_FILE, columns=[])
+    root = Path(run.config.profile.folder or run.folder.profile)
+    return Stock.opened(ProfileStore(root, fingerprint=manifest.fingerprint).folder)
+
+
+def _profiled(run: Run) -> list[Problem]:
+    """The training problems that have a tier."""
+    config = run.config
+    seed = torch_seed(config.run.seed, "profiled problems")
+    return at_most(run.train, config.profile.max_problems or len(run.train), seed=seed)
+
+
+def _reprofile(run: Run, *, step: int) -> Profile:
+    """Tiers of the pool for the policy as it stands after `step` steps of training."""
+    folder = run.folder.profile / f"step_{step:06d}"
+    return profile_policy(
+        run,
+        _profiled(run),
+        folder=folder,
+        store_folder=Path(run.config.profile.folder or folder),
+        temperature=run.config.temperature.value,
+        phase="reprofile",
+        step=step,
+    )
 
 
 def _cold_start_state(run: Run) -> dict[str, Any]:
@@ -247,6 +295,5 @@ def _validation(run: Run, *, num_rollouts: int) -> Evaluation:
         num_rollouts=num_rollouts,
         temperature=run.config.evaluation.temperature,
         k=[1],
-        seed=run.config.run.seed,
         max_error_fraction=run.config.reward.max_error_fraction,
     )

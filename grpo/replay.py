@@ -251,7 +251,7 @@ def _picked(groups: Sequence[Group], asked: Asked) -> tuple[Group, int]:
 
 def _rows(group: Group, *, step: int) -> list[Row]:
     """The group as the run records one: what JSON does to a row is done to both that are compared."""
-    rows = rollout_rows([group], step=step, stage="", tiers={}, advantages={})
+    rows = rollout_rows([group], step=step, stage="", tier_of=lambda problem_id: None, advantages={})
     return [json.loads(json.dumps(row)) for row in rows]
 
 

@@ -2,10 +2,9 @@
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from statistics import fmean
 from typing import Any
 
 from grpo import seeds
@@ -17,6 +16,9 @@ from grpo.errors import DataError, RewardError
 from grpo.sampling.protocol import Completion, Request, Sampler
 from grpo.types import Group, Problem, Rollout
 from rewards import Pool, Reward, Status
+
+_Members = tuple[tuple[Rollout, ...], tuple[str, ...], tuple[Reward, ...]]
+"""Rollouts, completions and rewards of a group, in order."""
 
 
 class GaveUp(Exception):
@@ -48,7 +50,7 @@ class Sampled:
 class _Share:
     """What one rank drew, by place among the attempts asked for: all of a group but its problem, which all know."""
 
-    members: dict[int, tuple[tuple[Rollout, ...], tuple[str, ...], tuple[Reward, ...]]]
+    members: dict[int, _Members]
     sampling_seconds: float
     reward_seconds: float
     gave_up: bool
@@ -65,8 +67,12 @@ class ExpectedLengths:
         """Know nothing, so that a plan rests on nothing that a resume would not know."""
         self.load_state_dict({"of": {}, "sum": 0.0})
 
-    def observe(self, lengths: Mapping[str, float]) -> None:
-        """The mean length of each problem's newest completions."""
+    def observe(self, groups: Iterable[Group]) -> None:
+        """Groups that were drawn: the mean length of each problem's newest completions counts."""
+        self.expect({group.problem.id: group.num_tokens / len(group.rollouts) for group in groups})
+
+    def expect(self, lengths: Mapping[str, float]) -> None:
+        """Mean lengths, by problem, that are known from elsewhere."""
         for problem_id, length in lengths.items():
             self._sum += length - self._of.get(problem_id, 0.0)
             self._of[problem_id] = length
@@ -114,31 +120,64 @@ class Rollouts:
         """Sample from the policy's weights as they stand. To be called wherever they have changed."""
         self._weights_are_new = True
 
-    def run(self, attempts: Sequence[Attempts], *, temperature: float, phase: str, step: int) -> Sampled:
+    def run(
+        self,
+        attempts: Sequence[Attempts],
+        *,
+        temperature: float,
+        phase: str,
+        step: int,
+        limit_tokens: int | None = None,
+        grid: tuple[float, ...] = (),
+        on_group: Callable[[Group], None] | None = None,
+    ) -> Sampled:
         """A group for each of `attempts`. `phase` and `step` are part of every noise key.
 
-        Verifier failures are in the groups as rewards without a value; they are the caller's to judge. Raises GaveUp
-        on every rank where the sampler did on one."""
+        A completion has at most `limit_tokens`; None leaves it to the sampler. Each rollout carries its log-prob at the
+        temperatures of `grid`, where there are any. What is learned of lengths in the phase train is the trainer's to
+        keep, at the step's end. Verifier failures are in the groups as rewards without a value; they are the caller's
+        to judge. `on_group` is called with each group on the rank that drew it, as soon as its last verdict is in,
+        while others are still drawn.
+        Raises GaveUp on every rank where the sampler did on one."""
         self._world.progress(f"sampling ({phase})")
         with self._strategy.sampling_policy() as policy:
             if self._weights_are_new:
                 self._sampler.load_weights(policy)
                 self._weights_are_new = False
-            own = self._share(attempts, temperature=temperature, phase=phase, step=step)
+            own = self._share(
+                attempts,
+                temperature=temperature,
+                phase=phase,
+                step=step,
+                limit_tokens=limit_tokens,
+                grid=grid,
+                on_group=on_group,
+            )
         shares = self._world.gather(own)
         if any(share.gave_up for share in shares):
             raise GaveUp
         members = {place: of_place for share in shares for place, of_place in share.members.items()}
         groups = tuple(self._group(wanted, members[place]) for place, wanted in enumerate(attempts))
-        self.lengths.observe({group.problem.id: fmean(r.num_actions for r in group.rollouts) for group in groups})
+        if phase != "train":
+            self.lengths.observe(groups)
         return Sampled(
             groups=groups,
             sampling_seconds=max(share.sampling_seconds for share in shares),
             reward_seconds=max(share.reward_seconds for share in shares),
-            num_tokens=sum(rollout.num_actions for group in groups for rollout in group.rollouts),
+            num_tokens=sum(group.num_tokens for group in groups),
         )
 
-    def _share(self, attempts: Sequence[Attempts], *, temperature: float, phase: str, step: int) -> _Share:
+    def _share(
+        self,
+        attempts: Sequence[Attempts],
+        *,
+        temperature: float,
+        phase: str,
+        step: int,
+        limit_tokens: int | None,
+        grid: tuple[float, ...],
+        on_group: Callable[[Group], None] | None,
+    ) -> _Share:
         """Draw and judge this rank's part of `attempts`."""
         started = time.perf_counter()
         taken: list[int] = []  # places in `attempts`, in the order in which the sampler pulls them
@@ -149,13 +188,33 @@ class Rollouts:
                 wanted = attempts[place]
                 keys = (self._key(wanted, index, phase=phase, step=step) for index in range(wanted.num_rollouts))
                 request = Request(
-                    prompt_ids=self._chat.prompt_ids(wanted.problem), keys=tuple(keys), temperature=temperature
+                    prompt_ids=self._chat.prompt_ids(wanted.problem),
+                    keys=tuple(keys),
+                    temperature=temperature,
+                    grid=grid,
+                    limit_tokens=limit_tokens,
                 )
                 taken.append(place)
                 requests.append(request)
                 yield request
 
         drawn: dict[tuple[int, int], tuple[Rollout, str, Future[Reward]]] = {}
+        members: dict[int, _Members] = {}
+        num_drawn = Counter[int]()
+        unjudged: list[int] = []  # requests of which every completion is drawn
+
+        def judge(number: int) -> None:
+            place = taken[number]
+            members[place] = self._judged(attempts[place], number, drawn)
+            if on_group is not None:
+                on_group(self._group(attempts[place], members[place]))
+
+        def judge_what_is_in() -> None:
+            for number in list(unjudged):
+                if all(drawn[number, index][2].done() for index in range(num_drawn[number])):
+                    unjudged.remove(number)
+                    judge(number)
+
         gave_up = False
         try:
             for completion in self._sampler.sample(list(pulled()) if self._deterministic else pulled()):
@@ -165,10 +224,16 @@ class Rollouts:
                 view = wanted.problem.for_verifier(finished=rollout.finished, num_tokens=rollout.num_actions)
                 verdict = self._pool.submit(wanted.problem.reward, text, view)
                 drawn[completion.request, completion.index] = (rollout, text, verdict)
+                num_drawn[completion.request] += 1
+                if num_drawn[completion.request] == wanted.num_rollouts:
+                    unjudged.append(completion.request)
+                if on_group is not None:
+                    judge_what_is_in()
         except GaveUp:
             gave_up = True
         sampled = time.perf_counter()
-        members = {} if gave_up else {p: self._judged(attempts[p], n, drawn) for n, p in enumerate(taken)}
+        for number in [] if gave_up else unjudged:
+            judge(number)
         return _Share(
             members=members,
             sampling_seconds=sampled - started,
@@ -198,7 +263,7 @@ class Rollouts:
 
     def _judged(
         self, wanted: Attempts, number: int, drawn: dict[tuple[int, int], tuple[Rollout, str, Future[Reward]]]
-    ) -> tuple[tuple[Rollout, ...], tuple[str, ...], tuple[Reward, ...]]:
+    ) -> _Members:
         members = [drawn[number, index] for index in range(wanted.num_rollouts)]
         rewards = []
         for _, _, verdict in members:
@@ -206,9 +271,7 @@ class Rollouts:
             self._world.progress()
         return tuple(rollout for rollout, _, _ in members), tuple(text for _, text, _ in members), tuple(rewards)
 
-    def _group(
-        self, wanted: Attempts, members: tuple[tuple[Rollout, ...], tuple[str, ...], tuple[Reward, ...]]
-    ) -> Group:
+    def _group(self, wanted: Attempts, members: _Members) -> Group:
         rollouts, completions, rewards = members
         return Group(
             problem=wanted.problem,
@@ -280,4 +343,5 @@ def _rollout(request: Request, completion: Completion, *, wanted: Attempts, step
         stop_reason=completion.stop_reason,
         temperature=request.temperature,
         policy_step=step,
+        grid_logprobs=completion.grid_logprobs,
     )

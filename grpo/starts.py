@@ -2,7 +2,6 @@
 
 Every rank asks together; what the folder holds is the main rank's to say."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,21 +10,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from curricula import ProfileStore
 from grpo import checkpoint
 from grpo.chat import Chat
 from grpo.config import RunConfig
 from grpo.distributed.strategy import Strategy
 from grpo.distributed.world import World
 from grpo.errors import CheckpointError, DataError
-from grpo.folder import COLD_START, Phase, RunFolder
+from grpo.fingerprints import policy_print, profile_fingerprint
+from grpo.folder import COLD_START, Phase, RunFolder, named_disk_errors
+from grpo.manifest import MANIFEST_FILE, Row, read_manifest
 from grpo.policy import Policy
-from grpo.profiling import TIERS_FILE
+from grpo.profiling import Profile, profile
 from grpo.rollout import Rollouts
+from grpo.stock import StockWriter
 from grpo.tracking.console import Console
 from grpo.tracking.tracker import Tracker
 from grpo.trainer import Trainer
-from grpo.types import Problem
+from grpo.types import Group, Problem
 
+TIER_COLUMNS = ("id", "tier", "estimate", "num_rollouts", "num_correct", "mean_tokens", "total_tokens")
 CPU = torch.device("cpu")
 """Where checkpoints are read to: the device's memory has no room for a second copy of weights and moments."""
 
@@ -44,11 +48,16 @@ class Run:
     rollouts: Rollouts
     train: Sequence[Problem]
     validation: Sequence[Problem]
-    heldout: Sequence[Problem]
+    sets: Mapping[str, Sequence[Problem]]  # what is evaluated on, by name: heldout first, then evaluation.sets
     traces: Sequence[Problem]
     tracker: Tracker
     console: Console
     should_stop: Callable[[], bool]  # says the same on every rank, which all ask together
+
+    @property
+    def heldout(self) -> Sequence[Problem]:
+        """The problems that nothing is learned from or decided on."""
+        return self.sets["heldout"]
 
     @property
     def cold_start_path(self) -> Path:
@@ -70,6 +79,13 @@ def load_start(run: Run) -> str:
     return (run.cold_start_path / checkpoint.MANIFEST).read_text(encoding="utf-8")
 
 
+def load_step(run: Run, step: int) -> None:
+    """Put the policy after `step` steps of training in place. Raises CheckpointError where it is not saved whole."""
+    weights, _, _ = checkpoint.load(checkpoint.step_path(run.folder.checkpoints, step), device=CPU)
+    run.strategy.load_weights(weights)
+    run.rollouts.load_weights()
+
+
 def newest_checkpoint(run: Run, phase: Phase) -> Path | None:
     """The newest whole checkpoint of the training, after a word on each newer one that is not; None without any.
 
@@ -88,16 +104,61 @@ def newest_checkpoint(run: Run, phase: Phase) -> Path | None:
     return newest
 
 
-def read_tiers(run: Run) -> dict[str, dict[str, Any]]:
-    """The profile in the run's folder: each problem's row of the tier table. Raises DataError where there is none."""
-    path = run.folder.profile / TIERS_FILE
+def profile_policy(
+    run: Run,
+    problems: Sequence[Problem],
+    *,
+    folder: Path,
+    store_folder: Path,
+    temperature: float,
+    phase: str = "profile",
+    step: int = 0,
+    on_group: Callable[[Group], None] | None = None,
+) -> Profile:
+    """Profile `problems` with the policy as it stands, as `grpo.profiling.profile` does; raises what it raises.
+
+    `on_group` is called as there; None keeps what training can use of the groups beside the shards (`grpo.stock`)."""
+    config = run.config
+    weights = run.strategy.weights()
+    policy = run.world.broadcast(policy_print(weights) if run.world.is_main else None)
+    del weights  # a whole copy
+    assert policy is not None  # the main rank has one
+    fingerprint = profile_fingerprint(config, run.chat, policy=policy, temperature=temperature, phase=phase, step=step)
+    beside = ProfileStore(store_folder, fingerprint=fingerprint).folder
+    with named_disk_errors(beside):
+        beside.mkdir(parents=True, exist_ok=True)
+    writer = StockWriter(beside, first_rollouts=config.profile.first_rollouts, rank=run.world.rank)
+    return profile(
+        run.rollouts,
+        problems,
+        config=config.profile,
+        folder=folder,
+        store_folder=store_folder,
+        fingerprint=fingerprint,
+        temperature=temperature,
+        max_rows=config.sampling.max_rows,
+        max_error_fraction=config.reward.max_error_fraction,
+        should_stop=run.should_stop,
+        on_progress=run.console.profile_progress,
+        on_group=on_group or writer.add,
+        say=run.console.say,
+        world=run.world,
+        phase=phase,
+        step=step,
+    )
+
+
+def read_tiers(run: Run) -> dict[str, Row]:
+    """The profile in the run's folder: some columns of each problem's row of the manifest, by problem.
+
+    Raises DataError where there is none."""
+    path = run.folder.profile / MANIFEST_FILE
     if not run.world.broadcast(path.is_file()):
         raise DataError(
             f"{path}: no profile, and curriculum.kind = {run.config.curriculum.kind!r} practises by tier; run "
             "`grpo profile` (or `grpo recipe`) with this config first, or set curriculum.kind=uniform"
         )
-    rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["rows"]
-    return {row["problem_id"]: row for row in rows}
+    return {row["id"]: row for row in read_manifest(path, columns=TIER_COLUMNS).rows}
 
 
 def take_up(trainer: Trainer, path: Path) -> dict[str, Any]:

@@ -7,16 +7,16 @@ the main rank are the ones that write."""
 import json
 import math
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
-from curricula import Curriculum, TemperatureSchedule, refill_deficit
+from curricula import Curriculum, TemperatureSchedule
 from grpo import checkpoint
 from grpo.batch import TrainedRollout
+from grpo.collecting import Collected, Collector
 from grpo.config import RunConfig
 from grpo.distributed.strategy import Strategy
 from grpo.distributed.world import World
@@ -24,21 +24,18 @@ from grpo.errors import Interrupted, RewardError
 from grpo.evaluation import Evaluation, evaluate
 from grpo.folder import RunFolder
 from grpo.guards import Guards
-from grpo.rollout import Attempts, GaveUp, Rollouts, check_lost, lost_verdicts
+from grpo.profiling import Profile
+from grpo.rollout import GaveUp, Rollouts, check_lost, lost_verdicts
+from grpo.stock import Stock
 from grpo.thermostat import Thermostat
 from grpo.tracking.console import Console
-from grpo.tracking.metrics import group_metrics, rollout_rows
+from grpo.tracking.metrics import rollout_rows
 from grpo.tracking.tracker import Tracker
-from grpo.types import Group, Problem, StepStats
+from grpo.types import Group, Problem, Stage, StepStats
 from grpo.update import Updater
 
-
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """The sizes of a step in one stage of the curriculum."""
-
-    problems_per_step: int
-    group_size: int
+DECISIONS = ("validation", "temperature", "reprofile")
+"""What tokens are drawn for beside practice, each billed as the metric tokens/<name>."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +49,9 @@ class Parts:
     temperature: TemperatureSchedule
     stages: Sequence[Stage]
     problems: Mapping[str, Problem]
-    tiers: Mapping[str, str]  # label of each profiled problem, for readers of rollouts
+    profile_tokens: int  # spent on the labels
+    stock: Stock  # groups that the profile drew
+    reprofile: Callable[[int], Profile]  # of the pool with the policy as it stands after so many steps
     validation: Sequence[Problem]
     tracker: Tracker
     folder: RunFolder
@@ -64,7 +63,7 @@ class Progress:
     """Where the run is: what a checkpoint holds beside the states of the parts."""
 
     step: int = 0
-    sampled_tokens: int = 0
+    spent_tokens: int = 0  # by the profile, in training and for every decision on the way
     best_value: float = -math.inf
     best_step: int = -1
     evaluations_since_best: int = 0
@@ -91,12 +90,25 @@ class Trainer:
         self._thermostat = Thermostat(
             parts.temperature,
             config.temperature,
-            evaluate=lambda temperature, num: self._evaluation(temperature=temperature, num_rollouts=num),
+            rollouts=parts.rollouts,
+            problems=parts.validation,
+            max_error_fraction=config.reward.max_error_fraction,
             on_decision=lambda step, decision: parts.tracker.event(step, "temperature", decision),
         )
-        self._progress = Progress()
+        self._progress = Progress(spent_tokens=parts.profile_tokens)
         self._writer = checkpoint.Writer() if writer is None else writer
-        self._step_start = ""  # the state at the beginning of the step under way
+        self._collector = Collector(
+            parts.rollouts,
+            parts.curriculum,
+            parts.stock,
+            problems=parts.problems,
+            stages=parts.stages,
+            max_refill_waves=config.curriculum.max_refill_waves,
+            reuse_steps=config.profile.reuse_steps,
+            success_threshold=config.reward.success_threshold,
+            world=parts.world,
+        )
+        self._thermostat.begin_stage(self._collector.stage.temperature)
         self._is_sampling = False
 
     def run(self) -> None:
@@ -125,8 +137,11 @@ class Trainer:
     def end_reason(self) -> str:
         """Why training is over, for people to read; empty while it is not."""
         progress, curriculum, patience = self._progress, self._parts.curriculum, self._config.evaluation.patience
+        most_tokens = self._config.train.max_tokens
         if progress.step >= self._config.train.steps:
             return f"all {progress.step} steps are done"
+        if most_tokens is not None and progress.spent_tokens >= most_tokens:
+            return f"{progress.spent_tokens} tokens are spent (train.max_tokens = {most_tokens})"
         if curriculum.finished:
             return (
                 f"the curriculum has ended after step {progress.step} of {self._config.train.steps}: its last stage, "
@@ -145,31 +160,30 @@ class Trainer:
         parts, progress, stats = self._parts, self._progress, StepStats()
         started = time.perf_counter()
         parts.world.progress("step", step=progress.step + 1)
-        self._step_start = self._state()
         temperature = self._thermostat.value(progress.step)
         stage = parts.curriculum.stage
         self._is_sampling = True
-        groups = self._sample(temperature, stats)
+        grid = self._thermostat.grid()
+        collected = self._collector.collect(step=progress.step, temperature=temperature, grid=grid)
         self._is_sampling = False
-        self._check_verdicts(groups)
-        kept = [group for group in groups if not group.degenerate][: parts.stages[stage].problems_per_step]
-        trained = self._updater.update(kept, step=progress.step, stats=stats)
+        self._check_verdicts(collected.groups)
+        collected.count(stats)
+        trained = self._updater.update(collected.kept, stage=self._collector.stage, step=progress.step, stats=stats)
         if any(trained):
             parts.rollouts.load_weights()
-        self._log_rollouts(groups, trained)
-        practised = parts.curriculum.metrics()  # of the stage that the step was in: its end may begin the next one
-        parts.curriculum.end_step()
+        self._log_rollouts(collected.groups, trained)
+        self._end_step(collected)
         metrics = stats.reduce()
-        self._thermostat.observe(progress.step, groups)
-        progress.step += 1
-        metrics |= practised | self._thermostat.metrics() | self._evaluate()
+        metrics |= parts.curriculum.metrics() | self._thermostat.metrics() | self._evaluate()
         if not any(trained):
-            parts.tracker.event(progress.step, "no_update", {"reason": _why_no_update(kept)})
+            parts.tracker.event(progress.step, "no_update", {"reason": _why_no_update(collected.kept)})
+        metrics |= self._reprofile()
         if parts.curriculum.stage != stage:
             self._begin_stage()
         if not self.end_reason:  # after the last step there is nothing left to sample
             metrics |= self._thermostat.decide(progress.step)
-        metrics |= {"sampling/temperature": temperature, "sampling/tokens_total": float(progress.sampled_tokens)}
+        progress.spent_tokens += sum(int(metrics.get(f"tokens/{purpose}", 0)) for purpose in DECISIONS)
+        metrics |= {"sampling/temperature": temperature, "tokens/total": float(progress.spent_tokens)}
         metrics["time/step"] = time.perf_counter() - started
         metrics |= _throughput(metrics)
         parts.tracker.log(progress.step, metrics)
@@ -178,7 +192,18 @@ class Trainer:
 
     def draw(self) -> list[Group]:
         """The groups of the next step, however many verdicts are lost. The trainer is not to be gone on with."""
-        return self._sample(self._thermostat.value(self._progress.step), StepStats())
+        step = self._progress.step
+        return list(self._collector.collect(step=step, temperature=self._thermostat.value(step)).groups)
+
+    def _end_step(self, collected: Collected) -> None:
+        """What the step's groups say takes effect, everywhere at once: no state is between two steps."""
+        parts, progress = self._parts, self._progress
+        parts.curriculum.end_step()
+        parts.stock.end_step()
+        parts.rollouts.lengths.observe(collected.groups)
+        self._thermostat.observe(progress.step, collected.groups)
+        progress.spent_tokens += collected.sampled_tokens
+        progress.step += 1
 
     def _watch(self, metrics: Mapping[str, float]) -> None:
         """Warn where the step is above a bound. Raises DivergenceError where too many in a row are."""
@@ -189,17 +214,16 @@ class Trainer:
 
     def _given_up(self) -> Interrupted:
         """Save what a step that was ended in the middle leaves, and say so."""
-        progress = Progress(**json.loads(self._step_start)["progress"])
+        progress = self._progress
         if not self._is_sampling:  # the weights have moved, and the numbers of the step are not written
             return Interrupted(
-                f"stopped while evaluating in step {progress.step + 1}: --resume does the steps since the "
+                f"stopped while evaluating in step {progress.step}: --resume does the steps since the "
                 "last checkpoint again"
             )
-        self._progress = progress
         folder = self._parts.folder.checkpoints
         saved = self._parts.world.is_main and checkpoint.is_whole(checkpoint.step_path(folder, progress.step))
         if progress.step and not self._parts.world.broadcast(saved):
-            self._save(self._step_start)
+            self.save()  # the step under way is in no state
         self._wait_for_writer()
         return Interrupted(f"stopped in the middle of step {progress.step + 1}, which --resume begins again")
 
@@ -209,35 +233,6 @@ class Trainer:
         self._parts.world.any(False)
 
     # --- sampling -------------------------------------------------------------------------------------------------
-
-    def _sample(self, temperature: float, stats: StepStats) -> list[Group]:
-        """Groups of the step in the order in which the curriculum gave their problems, refill waves included."""
-        parts, progress = self._parts, self._progress
-        stage = parts.stages[parts.curriculum.stage]
-        waves = self._config.curriculum.max_refill_waves + 1
-        groups: list[Group] = []
-        given: Counter[str] = Counter()
-        for wave in range(waves):
-            num_kept = sum(not group.degenerate for group in groups)
-            deficit = refill_deficit(stage.problems_per_step, num_kept, wave, max_waves=waves)
-            if deficit == 0:
-                break
-            attempts = []
-            for problem_id in parts.curriculum.next(deficit):
-                # A small pool gives a problem again within a step; these attempts have numbers and noise of their own.
-                first = given[problem_id] * stage.group_size
-                problem = parts.problems[problem_id]
-                attempts.append(Attempts(problem=problem, first_attempt=first, num_rollouts=stage.group_size))
-                given[problem_id] += 1
-            sampled = parts.rollouts.run(attempts, temperature=temperature, phase="train", step=progress.step)
-            parts.curriculum.observe([group.outcome for group in sampled.groups if group.outcome.num_rollouts])
-            groups += sampled.groups
-            progress.sampled_tokens += sampled.num_tokens
-            stats.add_count("time/sampling", sampled.sampling_seconds)
-            stats.add_count("time/reward", sampled.reward_seconds)
-            stats.add_count("sampling/waves", 1)
-        group_metrics(stats, groups, num_wanted=stage.problems_per_step)
-        return groups
 
     def _check_verdicts(self, groups: Sequence[Group]) -> None:
         """Raises RewardError past the allowed share of lost verdicts, once the rollouts that tell why are written."""
@@ -280,29 +275,37 @@ class Trainer:
             num_rollouts=num_rollouts,
             temperature=temperature,
             k=k,
-            seed=self._config.run.seed,
             max_error_fraction=self._config.reward.max_error_fraction,
         )
 
     def _begin_stage(self) -> None:
         """Say that the curriculum has switched, and why, to whom it concerns."""
         curriculum = self._parts.curriculum
-        self._thermostat.begin_stage()
+        self._thermostat.begin_stage(self._collector.stage.temperature)
         details = {"stage": curriculum.stage, "name": curriculum.stage_name, "reason": curriculum.switch_reason}
         self._parts.tracker.event(self._progress.step, "stage", details)
+
+    def _reprofile(self) -> dict[str, float]:
+        """Label the pool again with the policy as it stands, where that is due; returns the metrics of that."""
+        every, step = self._config.curriculum.reprofile_every_steps, self._progress.step
+        if every is None or step % every or self.end_reason:
+            return {}
+        started = time.perf_counter()
+        profiled = self._parts.reprofile(step)
+        self._parts.curriculum.relabel(profiled.tiers)
+        details = {"tiers": profiled.counts, "rollouts": profiled.num_rollouts, "tokens": profiled.num_tokens}
+        self._parts.tracker.event(step, "reprofile", details)
+        return {"time/reprofile": time.perf_counter() - started, "tokens/reprofile": float(profiled.num_tokens)}
 
     # --- what survives --------------------------------------------------------------------------------------------
 
     def save(self) -> None:
         """Write a checkpoint and delete those that are too old. The loop waits for a copy of the state alone."""
-        self._save(self._state())
-
-    def _save(self, state_json: str) -> None:
         started = time.perf_counter()
         parts, folder, progress = self._parts, self._parts.folder.checkpoints, self._progress
         self._writer.wait()
         weights, optimizer = parts.strategy.weights(), self._updater.state_dict()
-        state = {**json.loads(state_json), "tracker": parts.tracker.state_dict()}
+        state = {**json.loads(self._state()), "tracker": parts.tracker.state_dict()}
         path, last_step = checkpoint.step_path(folder, progress.step), progress.step
         best = checkpoint.best_path(folder, progress.best_step) if progress.best_step >= 0 else None
         keep_last = self._config.checkpoint.keep_last
@@ -328,6 +331,7 @@ class Trainer:
         self._progress = Progress(**state["progress"])
         self._parts.curriculum.load_state_dict(state["curriculum"])
         self._thermostat.load_state_dict(state["temperature"])
+        self._parts.stock.load_state_dict(state["stock"])
         self._parts.rollouts.lengths.load_state_dict(state["lengths"])
         self._guards.load_state_dict(state["guards"])
         self._parts.tracker.load_state_dict(state["tracker"])
@@ -342,6 +346,7 @@ class Trainer:
             "progress": {name: getattr(self._progress, name) for name in Progress.__dataclass_fields__},
             "curriculum": parts.curriculum.state_dict(),
             "temperature": self._thermostat.state_dict(),
+            "stock": parts.stock.state_dict(),
             "lengths": parts.rollouts.lengths.state_dict(),
             "guards": self._guards.state_dict(),
             "ranks": {"number": parts.world.size, "strategy": self._config.distributed.strategy},
@@ -357,9 +362,10 @@ class Trainer:
 
     def _log_rollouts(self, groups: Sequence[Group], trained: Sequence[list[TrainedRollout]]) -> None:
         advantages = {(t.rollout.problem_id, t.rollout.attempt): t.advantage for of_group in trained for t in of_group}
-        stage, tiers = self._parts.curriculum.stage_name, self._parts.tiers
-        step = self._progress.step + 1
-        rows = rollout_rows(groups, step=step, stage=stage, tiers=tiers, advantages=advantages)
+        curriculum, step = self._parts.curriculum, self._progress.step + 1
+        rows = rollout_rows(
+            groups, step=step, stage=curriculum.stage_name, tier_of=curriculum.tier_of, advantages=advantages
+        )
         self._parts.tracker.rollouts(step, rows)
 
 

@@ -120,6 +120,7 @@ class Rollout:
     stop_reason: StopReason
     temperature: float
     policy_step: int
+    grid_logprobs: tuple[float, ...] | None = None  # nats, of the whole completion at the temperatures asked for
 
     @property
     def num_actions(self) -> int:
@@ -130,6 +131,18 @@ class Rollout:
     def finished(self) -> bool:
         """False when the token limit cut the completion."""
         return self.stop_reason is not StopReason.LIMIT
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """The sizes of a step in one stage of the curriculum."""
+
+    problems_per_step: int
+    group_size: int
+    max_completion_tokens: int
+    learning_rate: float  # before warm-up and schedule
+    failures_per_group: int | None = None  # failures of a group that are trained on; None: all
+    temperature: float | None = None  # from the stage's first step on; None leaves it to the schedule
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +179,11 @@ class Group:
         """Share of valued rollouts that are correct; NaN when none has a value."""
         outcome = self.outcome
         return outcome.num_correct / outcome.num_rollouts if outcome.num_rollouts else math.nan
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that the policy chose, in all of the rollouts."""
+        return sum(rollout.num_actions for rollout in self.rollouts)
 
     @property
     def degenerate(self) -> bool:

@@ -19,7 +19,7 @@ from grpo.errors import DivergenceError
 from grpo.losses import policy_loss
 from grpo.optim import learning_rate
 from grpo.tracking.metrics import loss_metrics, sampler_metrics
-from grpo.types import Group, StepStats
+from grpo.types import Group, Stage, StepStats
 from rewards import soft_overlong_penalty
 
 
@@ -40,14 +40,17 @@ class Updater:
         self._on_skipped = on_skipped
         self._skipped_in_a_row = 0
 
-    def update(self, groups: Sequence[Group], *, step: int, stats: StepStats) -> list[list[TrainedRollout]]:
+    def update(
+        self, groups: Sequence[Group], *, stage: Stage, step: int, stats: StepStats
+    ) -> list[list[TrainedRollout]]:
         """Train on `groups` and return the rollouts of each that entered the loss. `step` counts from 0.
 
-        Raises DivergenceError when too many updates in a row had a gradient that is not finite."""
+        `stage` has the sizes of the step. Raises DivergenceError when too many updates in a row had a gradient that is
+        not finite."""
         started = time.perf_counter()
-        trained = self._with_advantages(groups)
+        trained = self._with_advantages(groups, stage=stage, step=step)
         own = StepStats()  # of this rank's micro-batches
-        self._train(trained, step=step, own=own, stats=stats)
+        self._train(trained, stage=stage, step=step, own=own, stats=stats)
         for of_rank in self._world.gather(own):
             stats.merge(of_rank)
         stats.add_count("time/train", time.perf_counter() - started)
@@ -63,20 +66,27 @@ class Updater:
         self._skipped_in_a_row = of_strategy.pop("skipped_in_a_row")
         self._strategy.load_state_dict(of_strategy)
 
-    def _with_advantages(self, groups: Sequence[Group]) -> list[list[TrainedRollout]]:
+    def _with_advantages(self, groups: Sequence[Group], *, stage: Stage, step: int) -> list[list[TrainedRollout]]:
         if not groups:
             return []
         advantage, loss = self._config.advantage, self._config.loss
-        values = [self._shaped_values(group) for group in groups]
+        values = [self._shaped_values(group, limit_tokens=stage.max_completion_tokens) for group in groups]
         varied = [
             (group, of_group) for group, of_group in zip(groups, values, strict=True) if max(of_group) > min(of_group)
         ]
         if not varied:
             return []
         advantages = group_advantages([v for _, v in varied], baseline=advantage.baseline, scale=advantage.scale)
-        return trained_rollouts([g for g, _ in varied], advantages, mask_truncated=loss.truncated == "mask")
+        return trained_rollouts(
+            [group for group, _ in varied],
+            advantages,
+            mask_truncated=loss.truncated == "mask",
+            failures_per_group=stage.failures_per_group,
+            seed=self._config.run.seed,
+            step=step,
+        )
 
-    def _shaped_values(self, group: Group) -> list[float]:
+    def _shaped_values(self, group: Group, *, limit_tokens: int) -> list[float]:
         """Values of the rollouts that have one, less the soft penalty for length where it is configured."""
         config = self._config
         pairs = zip(group.rollouts, group.rewards, strict=True)
@@ -87,13 +97,15 @@ class Updater:
             value
             + soft_overlong_penalty(
                 rollout.num_actions,
-                limit_tokens=config.sampling.max_completion_tokens,
+                limit_tokens=limit_tokens,
                 buffer_tokens=config.loss.penalty_buffer_tokens,
             )
             for rollout, value in valued
         ]
 
-    def _train(self, trained: Sequence[list[TrainedRollout]], *, step: int, own: StepStats, stats: StepStats) -> None:
+    def _train(
+        self, trained: Sequence[list[TrainedRollout]], *, stage: Stage, step: int, own: StepStats, stats: StepStats
+    ) -> None:
         """One or several optimizer updates on the step's groups."""
         config, world = self._config, self._world
         world.progress("update")
@@ -102,7 +114,7 @@ class Updater:
             micro_batches(
                 minibatch,
                 tokens_per_micro_batch=config.train.tokens_per_micro_batch,
-                limit_tokens=config.sampling.max_completion_tokens,
+                limit_tokens=stage.max_completion_tokens,
                 aggregation=config.loss.aggregation,
                 device=world.device,
                 rank=world.rank,
@@ -121,7 +133,7 @@ class Updater:
                         batch, old[number][place], before_step=before_step, last=place + 1 == len(update), own=own
                     )
                     world.progress()
-                self._apply(parts[number], step=step, stats=stats)
+                self._apply(parts[number], stage=stage, step=step, stats=stats)
 
     def _old_logprobs(
         self, update: Sequence[MicroBatch], *, of_first_update: bool, own: StepStats
@@ -136,16 +148,20 @@ class Updater:
     def _score(self, batch: MicroBatch, own: StepStats) -> Tensor:
         """The policy's log-probs [A] before the step's first update."""
         logprobs, _ = self._strategy.forward(batch)
-        sampler_metrics(own, policy_logprobs=logprobs, sampler_logprobs=batch.sampler_logprobs)
+        sampler_metrics(own, batch, policy_logprobs=logprobs)
         self._world.progress()
-        return logprobs
+        return torch.where(batch.stale, batch.sampler_logprobs, logprobs)
 
     def _backward(
         self, batch: MicroBatch, old_logprobs: Tensor | None, *, before_step: bool, last: bool, own: StepStats
     ) -> Tensor:
         """Add one micro-batch's gradient; returns the old log-probs [A], which are its own where none are given."""
         logprobs, entropy = self._strategy.forward(batch)  # [A], [A]
-        old = logprobs.detach() if old_logprobs is None else old_logprobs
+        if old_logprobs is None:
+            # What an earlier policy drew is off this one: the ratio, and its clip, are to the policy that drew it.
+            old = torch.where(batch.stale, batch.sampler_logprobs, logprobs.detach())
+        else:
+            old = old_logprobs
         terms = policy_loss(
             logprobs,
             old_logprobs=old,
@@ -158,12 +174,12 @@ class Updater:
         self._strategy.backward(terms.loss, last=last)
         loss_metrics(own, terms, entropy=entropy.detach())
         if before_step:
-            sampler_metrics(own, policy_logprobs=logprobs.detach(), sampler_logprobs=batch.sampler_logprobs)
+            sampler_metrics(own, batch, policy_logprobs=logprobs.detach())
         return old
 
-    def _apply(self, minibatch: Sequence[list[TrainedRollout]], *, step: int, stats: StepStats) -> None:
+    def _apply(self, minibatch: Sequence[list[TrainedRollout]], *, stage: Stage, step: int, stats: StepStats) -> None:
         config = self._config.optim
-        rate = learning_rate(step, num_steps=self._config.train.steps, config=config)
+        rate = learning_rate(step, num_steps=self._config.train.steps, config=config, peak=stage.learning_rate)
         norm = self._strategy.update(rate=rate)
         finite = math.isfinite(norm)
         stats.add_count("optim/skipped_updates", not finite)
@@ -196,6 +212,7 @@ def _rows(minibatch: Sequence[list[TrainedRollout]]) -> Iterator[dict[str, Any]]
                 "temperature": rollout.temperature,
                 "advantage": trained.advantage,
                 "group_tokens": trained.group_tokens,
+                "weight": trained.weight,
                 "token_ids": list(rollout.token_ids),
                 "action_mask": [int(action) for action in rollout.action_mask],
                 "logprobs": list(rollout.logprobs),

@@ -21,6 +21,7 @@ from grpo.distributed.replicated import Replicated
 from grpo.distributed.strategy import Strategy
 from grpo.distributed.world import World
 from grpo.errors import ConfigError, DataError, Interrupted
+from grpo.evaluation_sets import load_sets, num_practised
 from grpo.folder import Phase, RunFolder, Start
 from grpo.model import end_token_ids, initial_model, load_model, load_tokenizer, max_positions
 from grpo.policy import Policy
@@ -40,6 +41,7 @@ class _Rows:
 
     sets: ProblemSets
     traces: list[Problem]
+    evaluation: dict[str, list[Problem]]  # of evaluation.sets, by name
     problem_ids: dict[str, list[str]]  # of each source
 
 
@@ -76,7 +78,7 @@ def opened(
     if world.is_main:
         RunFolder.check(config, problem_ids=rows.problem_ids, start=start, phases=phases)
     _check_alike(world, {"config": config.model_dump(mode="json"), "rows": rows.problem_ids})
-    parts = _parts(config, rows.sets, world=world, console=console, must_stop=must_stop)
+    parts = _parts(config, rows, world=world, console=console, must_stop=must_stop)
     with ExitStack() as stack:
         folder = stack.enter_context(_folder(config, world, problem_ids=rows.problem_ids, start=start, phases=phases))
         console.log_to(folder.log)
@@ -109,7 +111,7 @@ def looked_at(config: RunConfig, path: Path, *, world: World, console: Console) 
     folder = RunFolder(path)
     rows = _rows(config, console)
     folder.check_belongs(config, problem_ids=rows.problem_ids)
-    parts = _parts(config, rows.sets, world=world, console=console, must_stop=lambda: False)
+    parts = _parts(config, rows, world=world, console=console, must_stop=lambda: False)
     with _pool(config.reward) as pool:
         yield _run(
             config,
@@ -129,12 +131,24 @@ def _rows(config: RunConfig, console: Console) -> _Rows:
     sets = load_problem_sets(config.data, reward=reward, seed=config.run.seed)
     _check_column(config.evaluation.by_column, sets.heldout)
     traces = load_traces(config, sets, reward=reward, console=console) if config.sft is not None else []
-    return _Rows(sets=sets, traces=traces, problem_ids=_problem_ids(sets, traces))
+    evaluation = _evaluation_sets(config, (*sets.train, *traces), console)
+    return _Rows(sets=sets, traces=traces, evaluation=evaluation, problem_ids=_problem_ids(sets, traces, evaluation))
 
 
-def _parts(
-    config: RunConfig, sets: ProblemSets, *, world: World, console: Console, must_stop: Callable[[], bool]
-) -> _Parts:
+def _evaluation_sets(config: RunConfig, practised: Sequence[Problem], console: Console) -> dict[str, list[Problem]]:
+    """The problems of evaluation.sets, after a word on each set: what was left out, and what is practised as well."""
+    dropped: dict[str, dict[str, int]] = {}
+    loaded = load_sets(config, dropped=dropped)
+    for name, problems in loaded.items():
+        left_out = "".join(f"; {count} dropped: {why}" for why, count in dropped[name].items())
+        both = num_practised(problems, practised)
+        warning = f"; {both} of them ask what is practised too, and say little about anything else" if both else ""
+        console.say(f"{len(problems)} problems of evaluation.sets.{name}{left_out}{warning}")
+    return loaded
+
+
+def _parts(config: RunConfig, rows: _Rows, *, world: World, console: Console, must_stop: Callable[[], bool]) -> _Parts:
+    sets = rows.sets
     if config.run.threads is not None:
         torch.set_num_threads(config.run.threads)
     world.progress("start, loading the model")
@@ -148,7 +162,12 @@ def _parts(
     chat = Chat(tokenizer, config.chat, end_token_ids=end_token_ids(model, tokenizer))
     fitting = {
         name: _fitting(config, problems, chat, policy, console, name=name)
-        for name, problems in (("train", sets.train), ("validation", sets.validation), ("heldout", sets.heldout))
+        for name, problems in (
+            ("train", sets.train),
+            ("validation", sets.validation),
+            ("heldout", sets.heldout),
+            *rows.evaluation.items(),
+        )
     }
     console.say(
         f"{len(fitting['train'])} problems to practise, {len(fitting['validation'])} for validation, "
@@ -216,7 +235,7 @@ def _run(
         rollouts=rollouts,
         train=parts.fitting["train"],
         validation=parts.fitting["validation"],
-        heldout=parts.fitting["heldout"],
+        sets={name: parts.fitting[name] for name in ("heldout", *rows.evaluation)},
         traces=rows.traces,
         tracker=tracker,
         console=console,
@@ -312,18 +331,21 @@ def load_traces(config: RunConfig, sets: ProblemSets, *, reward: RewardSpec, con
     return unseen
 
 
-def _problem_ids(sets: ProblemSets, traces: Sequence[Problem]) -> dict[str, list[str]]:
+def _problem_ids(
+    sets: ProblemSets, traces: Sequence[Problem], evaluation: Mapping[str, Sequence[Problem]]
+) -> dict[str, list[str]]:
     sources = {
         "data.train": sets.train,
         "data.validation": sets.validation,
         "data.heldout": sets.heldout,
         "sft.traces": traces,
+        **{f"evaluation.sets.{name}": problems for name, problems in evaluation.items()},
     }
     return {source: [problem.id for problem in problems] for source, problems in sources.items()}
 
 
 def _fitting(
-    config: RunConfig, problems: tuple[Problem, ...], chat: Chat, policy: Policy, console: Console, *, name: str
+    config: RunConfig, problems: Sequence[Problem], chat: Chat, policy: Policy, console: Console, *, name: str
 ) -> list[Problem]:
     fitting, too_long = check_prompts(
         problems,

@@ -117,8 +117,9 @@ def build_compose(options: ComposeOptions, *, build: Callable[[RewardSpec], Veri
     """The verifier: the sum of weight * value over the rewards, plus what each penalty takes off, within the bounds.
 
     Parts: each component's value under its name and its parts as `name/part`; a component that was not called, or
-    abstained, has none. The first component without a value (its own stand-in aside) ends the call: the whole has its
-    status, and the detail names it. Raises ValueError, with the component's path, as `build` does."""
+    abstained, has none. The answer is that of the first component that read one. The first component without a value
+    (its own stand-in aside) ends the call: the whole has its status, and the detail names it. Raises ValueError, with
+    the component's path, as `build` does."""
     components = [
         _Component(
             name=path.partition(".")[2],
@@ -135,6 +136,7 @@ def build_compose(options: ComposeOptions, *, build: Callable[[RewardSpec], Veri
         terms: list[float] = []
         parts: dict[str, float] = {}
         details: list[str] = []
+        answer: str | None = None
         for component in components:
             is_gated = not component.is_penalty and component.threshold is None
             if is_gated and closed_by:
@@ -144,6 +146,7 @@ def build_compose(options: ComposeOptions, *, build: Callable[[RewardSpec], Veri
             value = component.options.abstained if reward.status is Status.ABSTAINED else reward.value
             if value is None:
                 return Reward(value=None, status=reward.status, detail=f"{component.name}: {reward.detail}")
+            answer = reward.answer if answer is None else answer
             if reward.value is not None:
                 parts[component.name] = reward.value
             parts |= {f"{component.name}/{part}": number for part, number in reward.parts.items()}
@@ -154,7 +157,7 @@ def build_compose(options: ComposeOptions, *, build: Callable[[RewardSpec], Veri
                 closed_by = closed_by or component.name
         if closed_by:
             details.append(f"the gate is closed by {closed_by}")
-        return Reward.scored(_bounded(math.fsum(terms), options), parts=parts, detail="; ".join(details))
+        return Reward.scored(_bounded(math.fsum(terms), options), parts=parts, detail="; ".join(details), answer=answer)
 
     return verifier
 

@@ -60,9 +60,10 @@ def build_generated(options: GeneratedOptions) -> Verifier:
         try:
             value = score(answer)
         except _FAULTS_OF_A_TEXT as error:
-            return Reward.scored(0.0, parts={"score": 0.0}, detail=f"unreadable: {type(error).__name__}: {error}"[:300])
+            detail = f"unreadable: {type(error).__name__}: {error}"[:300]
+            return Reward.scored(0.0, parts={"score": 0.0}, detail=detail, answer=answer)
         detail = f"{answer[:100]!r} scores {value:g}; gold {gold[:100]!r}"
-        return Reward.scored(float(value >= 1.0), parts={"score": value}, detail=detail)
+        return Reward.scored(float(value >= 1.0), parts={"score": value}, detail=detail, answer=answer)
 
     return verifier
 

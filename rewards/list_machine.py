@@ -95,4 +95,5 @@ def _score(completion: str, problem: Mapping[str, Any], /) -> Reward:
         float(last == expected and finished),
         parts={"correct": float(last == expected), "finished": float(finished)},
         detail=f"last list {last or 'missing'}, expected {expected}{'' if finished else ', not finished'}",
+        answer=last,
     )

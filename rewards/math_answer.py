@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -66,9 +66,27 @@ def build_math_answer(options: MathAnswerOptions) -> Verifier:
             float(correct),
             parts={"correct": float(correct), "boxed": float(found.source == "boxed")},
             detail=f"{found.source}: {' | '.join(found.answers)[:200]}; gold {shown}{remark}",
+            answer=canonical_answer(found.answers),
         )
 
     return verifier
+
+
+def canonical_answer(answers: Sequence[str]) -> str | None:
+    """The answers of a completion as one text, for majority votes: equal ones are equal texts where that is cheap.
+
+    Numbers are exact fractions without their units (1,200, $1200.00 and 1200 apples are one answer, and so are 0.5 and
+    \\frac{1}{2}); words are even in case and space; a formula is the text that it is, without what only sets it, so
+    that x+1 and 1+x are two answers. None where nothing stands there."""
+    return ", ".join(_canonical(answer) for answer in answers) or None
+
+
+def _canonical(answer: str) -> str:
+    answer = _ASSIGNMENT.sub("", answer)
+    number = read_number(answer)
+    if number is not None:
+        return f"{number.value}{'%' if number.is_percent else ''}"
+    return (words_of(answer) if is_words(answer) else None) or clean(answer)
 
 
 def prepare_math_answer() -> None:

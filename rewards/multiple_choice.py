@@ -58,6 +58,7 @@ def build_multiple_choice(options: MultipleChoiceOptions) -> Verifier:
                 "ambiguous": float(len(settled.named) > 1),
             },
             detail=f"{settled.source}: {named}; gold {choices[gold].label}",
+            answer=named if len(settled.named) == 1 else None,
         )
 
     return verifier

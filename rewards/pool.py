@@ -287,8 +287,8 @@ class Pool:
 
 
 def _as_reward(values: list[Any]) -> Reward:
-    value, status, parts, detail = values
-    return Reward(value=value, status=Status(status), parts=parts, detail=detail)
+    value, status, parts, detail, answer = values
+    return Reward(value=value, status=Status(status), parts=parts, detail=detail, answer=answer)
 
 
 def _pack_call(spec: RewardSpec, completion: str, problem: Mapping[str, Any]) -> bytes | Reward:

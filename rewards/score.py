@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 from collections import deque
@@ -30,8 +31,9 @@ class BrokenLine:
 def read_jsonl_rows(path: str | os.PathLike[str]) -> Iterator[dict[str, Any] | BrokenLine]:
     """The objects of a JSON-lines file, in order; a line that holds none becomes a BrokenLine. Blank lines are no rows.
 
-    Raises OSError at once when the file cannot be read."""
-    file = Path(path).open("rb")  # noqa: SIM115  # closed by the generator
+    A file whose name ends in .gz is unpacked. Raises OSError at once when the file cannot be read."""
+    path = Path(path)
+    file = gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")  # noqa: SIM115  # closed by the generator
 
     def rows() -> Iterator[dict[str, Any] | BrokenLine]:
         with file:

@@ -24,13 +24,15 @@ class Reward:
     """The judgement of one completion: a finite value exactly when its status is scored.
 
     `parts` are named numbers that go to the metrics (`reward/<part>/mean`), a read-only copy of what was given;
-    `detail` is for a person to read. Raises ValueError when value and status contradict each other, when a part is not
-    a finite number and when the detail is no text."""
+    `detail` is for a person to read. `answer` is the answer that the verifier read, for majority votes, in a form in
+    which equal answers are equal texts; None where it read none, or does not tell. Raises ValueError when value and
+    status contradict each other, when a part is not a finite number and when the detail or the answer is no text."""
 
     value: float | None
     status: Status
     parts: Mapping[str, float] = field(default_factory=dict)
     detail: str = ""
+    answer: str | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.status, Status):
@@ -45,17 +47,21 @@ class Reward:
                 raise ValueError(f"Reward.parts[{name!r}] = {part!r}: a part is a name with a finite number")
         if not isinstance(self.detail, str):
             raise ValueError(f"Reward.detail = {self.detail!r}: must be a text; leave it out where there is none")
+        if self.answer is not None and not isinstance(self.answer, str):
+            raise ValueError(f"Reward.answer = {self.answer!r}: must be a text, or None where there is none")
         # A copy that nobody can write to: what was checked stays what it is.
         object.__setattr__(self, "parts", MappingProxyType(dict(self.parts)))
 
     def __reduce__(self) -> tuple[type[Reward], tuple[object, ...]]:
         """How pickle and copy make it again; a read-only mapping does not travel."""
-        return type(self), (self.value, self.status, dict(self.parts), self.detail)
+        return type(self), (self.value, self.status, dict(self.parts), self.detail, self.answer)
 
     @classmethod
-    def scored(cls, value: float, *, parts: Mapping[str, float] | None = None, detail: str = "") -> Reward:
+    def scored(
+        cls, value: float, *, parts: Mapping[str, float] | None = None, detail: str = "", answer: str | None = None
+    ) -> Reward:
         """A judgement with a value; ints and bools become floats."""
-        return cls(value=float(value), status=Status.SCORED, parts=parts or {}, detail=detail)
+        return cls(value=float(value), status=Status.SCORED, parts=parts or {}, detail=detail, answer=answer)
 
     @classmethod
     def abstained(cls, detail: str = "") -> Reward:

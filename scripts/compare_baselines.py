@@ -25,8 +25,9 @@ import torch
 from grpo import recipe as phases
 from grpo.batch import TrainedRollout, micro_batches
 from grpo.config import RunConfig, load
+from grpo.distributed.world import World
 from grpo.errors import Interrupted
-from grpo.evaluation import evaluate
+from grpo.evaluation import by_column, evaluate
 from grpo.folder import write_json
 from grpo.optim import Optimizer
 from grpo.recipe import Run
@@ -71,7 +72,15 @@ def run_seed(config: RunConfig, arguments: argparse.Namespace) -> dict[str, Any]
     """Scores of every arm of one seed, and what they cost."""
     console = Console(num_steps=config.train.steps)
     wanted = phases.phases_of(config)
-    with opened(config, start="fresh", phases=wanted, console=console, should_stop=lambda: False) as run:
+    with opened(
+        config,
+        world=World.alone(),
+        start="fresh",
+        phases=wanted,
+        console=console,
+        should_stop=lambda: False,
+        must_stop=lambda: False,
+    ) as run:
         phases.run_sft(run)
         started = time.process_time()
         if "profile" in wanted:
@@ -106,23 +115,20 @@ def _spent(budget: float) -> Callable[[], bool]:
 def scores(run: Run) -> dict[str, float]:
     """pass@1 over all held-out problems, by number of operations, and over the hard ones."""
     config = run.config.evaluation
+    column = config.by_column or ""
     result = evaluate(
         run.rollouts,
         run.heldout,
         num_rollouts=config.rollouts_per_problem,
         temperature=config.temperature,
         k=[1],
-        seed=run.config.run.seed,
         max_error_fraction=run.config.reward.max_error_fraction,
-        by_column=config.by_column,
+        groupings={column: by_column(run.heldout, column)},
     )
     hard = [
-        score
-        for problem in run.heldout
-        if str(problem.meta[config.by_column or ""]) in HARD
-        for score in [result.scores[problem.id]]
+        score for problem in run.heldout if str(problem.meta[column]) in HARD for score in [result.scores[problem.id]]
     ]
-    by_group = {group: table.metrics["pass@1"].value for group, table in result.by_group.items()}
+    by_group = {group: table.metrics["pass@1"].value for group, table in result.parts[column].items()}
     return {"all": result.overall.metrics["pass@1"].value, "hard": fmean(hard), **by_group}
 
 
@@ -143,6 +149,7 @@ def continued_sft(run: Run, *, learning_rate: float, until: Callable[[], bool]) 
             on_look=lambda step, value: None,
             seed=run.config.run.seed + 1,
             folder=run.folder.path / "continued",
+            world=run.world,
         )
 
 
@@ -169,7 +176,11 @@ def rejection_sampling(run: Run, *, learning_rate: float, until: Callable[[], bo
 
 def supervised_step(run: Run, rollouts: Sequence[Rollout], optimizer: Optimizer, *, learning_rate: float) -> None:
     """One step of maximum likelihood on the rollouts' action tokens."""
-    trained = [TrainedRollout(rollout=r, advantage=1.0, group_tokens=r.num_actions) for r in rollouts]
+    num_tokens = sum(rollout.num_actions for rollout in rollouts)
+    trained = [
+        TrainedRollout(rollout=rollout, advantage=1.0, group_tokens=num_tokens, group_rollouts=len(rollouts))
+        for rollout in rollouts
+    ]
     batches = micro_batches(
         [trained],
         tokens_per_micro_batch=run.config.train.tokens_per_micro_batch,
@@ -181,7 +192,7 @@ def supervised_step(run: Run, rollouts: Sequence[Rollout], optimizer: Optimizer,
         logprobs, _ = run.policy(batch)
         optimizer.backward(-(logprobs * batch.weights).sum())
     optimizer.update(rate=learning_rate)
-    run.rollouts.load_weights(run.policy)
+    run.rollouts.load_weights()
 
 
 def print_table(results: Sequence[Path]) -> None:

@@ -23,7 +23,7 @@ def page() -> str:
         definition = _definition(field, sections)
         parts.append(_section(name, definition, optional=name not in document["required"]))
     for name, definition in sorted(sections.items()):
-        if name in ("LoraConfig", "Source", "StageConfig"):
+        if name in ("EvaluationSet", "LoraConfig", "MovesConfig", "Source", "StageConfig"):
             parts.append(_section(f"{name} (used by other sections)", definition, optional=True))
     return "\n".join(parts)
 
@@ -56,7 +56,8 @@ def _kind(field: dict[str, Any]) -> str:
     if "anyOf" in field:
         return " or ".join(_kind(option) for option in field["anyOf"])
     limits = [f"{sign} {field[key]:g}" for key, sign in _LIMITS.items() if key in field]
-    items = f" of {_kind(field['items'])}" if "items" in field else ""
+    held = field.get("items") or field.get("additionalProperties")
+    items = f" of {_kind(held)}" if isinstance(held, dict) and held else ""
     return str(field.get("type", "any")) + items + (f", {', '.join(limits)}" if limits else "")
 
 

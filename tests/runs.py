@@ -19,8 +19,11 @@ from grpo import practice
 from grpo.cli import main
 from grpo.config import RunConfig
 from grpo.distributed.world import World
+from grpo.manifest import MANIFEST_FILE, read_manifest
+from grpo.profiling import Profile
 from grpo.recipe import stages_of
 from grpo.starts import Run
+from grpo.stock import Stock
 from grpo.tracking.console import Console
 from grpo.trainer import Parts, Trainer
 from grpo.wiring import opened
@@ -124,6 +127,10 @@ def opened_run(config: RunConfig, *, world: World | None = None) -> Iterator[Run
         yield run
 
 
+def no_reprofile(step: int) -> Profile:
+    raise AssertionError(f"nothing was to be profiled again at step {step}")
+
+
 def trainer_of(run: Run, config: RunConfig, *, tiers: Mapping[str, Tier] | None = None) -> Trainer:
     """A trainer at step 0, on the initial weights. `tiers` stand for a profile where the curriculum has stages."""
     tiers = tiers or {}
@@ -137,7 +144,9 @@ def trainer_of(run: Run, config: RunConfig, *, tiers: Mapping[str, Tier] | None 
         temperature=practice.build_temperature(config.temperature, num_steps=config.train.steps),
         stages=stages_of(config),
         problems={problem.id: problem for problem in run.train},
-        tiers={problem_id: str(tier) for problem_id, tier in tiers.items()},
+        profile_tokens=0,
+        stock=Stock.empty(),
+        reprofile=no_reprofile,
         validation=run.validation,
         tracker=run.tracker,
         folder=run.folder,
@@ -156,6 +165,17 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
 
 
+def shard_lines(run: Path) -> list[bytes]:
+    """The complete lines of all shards of the profile's store, headers included."""
+    shards = sorted((run / "profile").glob("*/attempts_rank_*.jsonl"))
+    return [line for shard in shards for line in shard.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+
+
+def tiers_of(run: Path) -> list[dict[str, Any]]:
+    """The rows of the profile's manifest but for the policy, which a sum in another order changes."""
+    return [row | {"policy": ""} for row in read_manifest(run / "profile" / MANIFEST_FILE).rows]
+
+
 def outcome(run: Path) -> dict[str, Any]:
     """All that a run leaves behind but for what a clock measured, in a form that `==` compares bit for bit."""
     newest = sorted((run / "checkpoints").glob("step_*"))[-1]
@@ -163,7 +183,7 @@ def outcome(run: Path) -> dict[str, Any]:
     found: dict[str, Any] = {
         "metrics": [{k: v for k, v in row.items() if not k.startswith(OF_THE_CLOCK)} for row in rows],
         "events": (run / "events.jsonl").read_bytes(),
-        "tiers": (run / "profile" / "tiers.json").read_bytes(),
+        "tiers": (run / "profile" / MANIFEST_FILE).read_bytes(),
         "temporary": sorted(path.name for path in (run / "checkpoints").glob(".*")),
     }
     for path in sorted([*(run / "rollouts").iterdir(), *(run / "evals").iterdir()]):

@@ -383,7 +383,8 @@ def test_below_the_limit_lost_verdicts_are_counted_and_the_run_goes_on(config, r
         assert all(rollout["reward"] is None and rollout["advantage"] is None for rollout in lost)
         valued = [rollout["reward"] for rollout in rollouts if rollout["status"] == "scored"]
         assert row["reward/mean"] == pytest.approx(sum(valued) / len(valued))
-    assert json.loads((run / "evals" / "last.json").read_text())["without_value"] > 0
+    evaluated = json.loads((run / "evals" / "last.json").read_text())["sets"]["heldout"]
+    assert evaluated["lost"]["error"] > 0
 
 
 def test_with_every_verdict_lost_and_allowed_no_step_makes_an_update_and_the_evaluation_says_why(
@@ -395,9 +396,8 @@ def test_with_every_verdict_lost_and_allowed_no_step_makes_an_update_and_the_eva
     assert [row["reward/errors"] for row in read_jsonl(run / "metrics.jsonl")] == [32, 32]
     assert [event["event"] for event in read_jsonl(run / "events.jsonl")] == ["no_update", "no_update", "end"]
     assert grpo("eval", path) == 6
-    assert (
-        "evaluation: none of 4 problems got a verdict with a value; 8 times: raises raised" in capsys.readouterr().err
-    )
+    said = capsys.readouterr().err
+    assert "on heldout: none of 4 problems got a verdict with a value; 8 times: raises raised" in said
 
 
 # --- the cold start and the profile -----------------------------------------------------------------------------------
@@ -425,7 +425,7 @@ def test_training_by_tier_without_a_profile_is_refused_with_both_remedies(config
     path = config(**{"curriculum.kind": "two_stages"})
     assert grpo("train", path) == 3
     said = capsys.readouterr().err
-    assert "tiers.json: no profile, and curriculum.kind = 'two_stages' practises by tier; run `grpo profile`" in said
+    assert "tiers.parquet: no profile, and curriculum.kind = 'two_stages' practises by tier; run `grpo profile`" in said
     assert grpo("train", path, "curriculum.kind=uniform") == 0  # as the message says
 
 
@@ -547,7 +547,7 @@ def test_an_evaluation_names_the_damaged_checkpoint_and_the_one_that_it_uses(con
     assert grpo("eval", config()) == 0
     said = capsys.readouterr().out
     assert f"eval: {damaged}: state.json was altered after it was written" in said
-    assert f"eval: the final policy is {run / 'checkpoints' / 'step_000001'}" in said
+    assert f"eval: last is {run / 'checkpoints' / 'step_000001'}" in said
     assert json.loads((run / "evals" / "last.json").read_text())["step"] == 1
 
 
@@ -562,7 +562,7 @@ def test_an_evaluation_with_every_checkpoint_damaged_is_refused_and_takes_no_oth
 
 def test_an_evaluation_without_a_training_says_which_policy_it_takes(config, capsys):
     assert grpo("eval", config()) == 0
-    expected = "eval: no checkpoint of a training, so the final policy is the one that training starts from"
+    expected = "eval: no checkpoint of a training, so last is the policy that training starts from"
     assert expected in capsys.readouterr().out
 
 

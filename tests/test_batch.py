@@ -47,7 +47,10 @@ def rollout_of(num_prompt: int, num_completion: int, **fields: object) -> Rollou
 
 def trained_of(rollouts: Sequence[Rollout], *, advantage: float = 1.0) -> list[TrainedRollout]:
     tokens = sum(rollout.num_actions for rollout in rollouts)
-    return [TrainedRollout(rollout=rollout, advantage=advantage, group_tokens=tokens) for rollout in rollouts]
+    return [
+        TrainedRollout(rollout=rollout, advantage=advantage, group_tokens=tokens, group_rollouts=len(rollouts))
+        for rollout in rollouts
+    ]
 
 
 def split(
@@ -260,6 +263,7 @@ def test_on_policy_the_gradient_by_token_is_the_weighted_log_likelihoods():
         [replace(t, rollout=replace(t.rollout, logprobs=scored(policy, t.rollout, noise=0.0, rng=rng)))]
         for (t, *_) in groups
     ]
+    groups = [[replace(t, group_tokens=t.rollout.num_actions, group_rollouts=1)] for (t,) in groups]
     found = gradient(policy, groups, tokens_per_micro_batch=64)
     policy.zero_grad(set_to_none=True)
     total = sum(t.rollout.num_actions for group in groups for t in group)

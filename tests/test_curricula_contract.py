@@ -11,10 +11,13 @@ from hypothesis import strategies as st
 
 import curricula
 from curricula.curriculum import Uniform
+from curricula.mixture import Mixture
+from curricula.online import Online
 from curricula.plateau import PlateauRule
 from curricula.stages import StageRule, TwoStages
+from curricula.tiers import MoveRule
 from curricula.types import TIERS, Outcome, Tier
-from curricula.weighted import Mixture, Weighted
+from curricula.weighted import Weighted
 
 IDS = [f"p{index:03d}" for index in range(60)]
 TIER_OF = {problem_id: TIERS[index % 4] for index, problem_id in enumerate(IDS)}
@@ -31,7 +34,12 @@ MEMBERS = {
     ),
     "weighted": lambda seed: Weighted(IDS, seed=seed),
     "mixture": lambda seed: Mixture(TIER_OF, shares={Tier.moderate: 3, Tier.extreme: 1}, seed=seed),
+    "online": lambda seed: Online(IDS, seed=seed),
+    "online_two_groups": lambda seed: Online(
+        IDS, seed=seed, moves=MoveRule(min_observations=2, check_every_epochs=None), max_wait_epochs=1
+    ),
 }
+LABELLED = {"two_stages", "two_stages_following", "mixture"}
 members = pytest.mark.parametrize("build", MEMBERS.values(), ids=MEMBERS.keys())
 
 
@@ -70,14 +78,71 @@ def test_a_state_through_json_goes_on_exactly_as_if_nothing_had_happened(build, 
 
 
 @members
-def test_a_state_may_be_saved_between_the_waves_of_a_step(build):
-    first, second = build(3), build(3)
-    practise(first, steps=7)
-    begun = first.next(8)
+@settings(max_examples=15, deadline=None)
+@given(data=st.data(), seed=st.integers(0, 2**32), before=st.integers(0, 20), elsewhere=st.integers(0, 20))
+def test_a_state_saved_within_a_step_is_that_of_its_beginning(build, data, seed, before, elsewhere):
+    curriculum, other = build(seed), build(seed)
+    practise(curriculum, steps=before, rate=0.6)
+    practise(other, steps=elsewhere, rate=0.3)
+    boundary, metrics = through_json(curriculum.state_dict()), curriculum.metrics()
+    requests = data.draw(st.lists(st.integers(1, 20), min_size=1, max_size=4))
+    given = []
+    for request in requests:
+        given.append(curriculum.next(request))
+        curriculum.observe([Outcome(name, 8, data.draw(st.integers(0, 8))) for name in given[-1]])
+        assert through_json(curriculum.state_dict()) == boundary
+        assert curriculum.metrics() == metrics
+    other.next(3)
+    other.load_state_dict(through_json(curriculum.state_dict()))
+    assert [other.next(request) for request in requests] == given
+
+
+@members
+def test_what_is_told_within_a_step_does_not_change_what_the_step_is_given(build):
+    told, untold = build(1), build(1)
+    practise(told, steps=5)
+    practise(untold, steps=5)
+    first = told.next(8)
+    assert first == untold.next(8)
+    told.observe([Outcome(name, 8, 8 * (index % 2)) for index, name in enumerate(first * 3)])
+    assert told.next(8) == untold.next(8)
+
+
+@members
+def test_a_group_without_a_value_says_nothing(build):
+    told, untold = build(1), build(1)
+    for curriculum in (told, untold):
+        practise(curriculum, steps=5)
+        chosen = curriculum.next(8)
+        curriculum.observe([Outcome(name, 0, 0) for name in chosen] if curriculum is told else [])
+        curriculum.end_step()
+    assert told.state_dict() == untold.state_dict()
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+def test_labels_of_a_second_profile_survive_a_state_and_are_refused_where_there_are_none(name):
+    first, second = MEMBERS[name](2), MEMBERS[name](2)
+    practise(first, steps=5)
+    labels = {problem_id: TIERS[index % 3] for index, problem_id in enumerate(IDS[5:40])}
+    if name not in LABELLED:
+        with pytest.raises(ValueError, match="has no labels"):
+            first.relabel(labels)
+        return
+    first.relabel(labels)
     second.load_state_dict(through_json(first.state_dict()))
-    refill = first.next(6)
-    assert refill == second.next(6)
-    assert not set(begun) & set(refill)
+    assert practise(first, steps=20, first_step=5) == practise(second, steps=20, first_step=5)
+    assert through_json(first.state_dict()) == through_json(second.state_dict())
+    first.next(1)
+    with pytest.raises(ValueError, match=r"middle of a step, which was given 1 problems.*call end_step first"):
+        first.relabel(labels)
+    second.observe([Outcome(IDS[0], 8, 1)])
+    with pytest.raises(ValueError, match=r"told 1 outcomes"):
+        second.relabel(labels)
+    first.end_step()
+    before = first.state_dict()
+    with pytest.raises(ValueError, match="label of 'nobody', which is not in this curriculum's pool"):
+        first.relabel({IDS[0]: Tier.extreme, "nobody": Tier.moderate})
+    assert first.state_dict() == before
 
 
 @members

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from curricula.distributions import beta_quantile, incomplete_beta, student_quantile
+from curricula.distributions import beta_quantile, incomplete_beta, student_p_value, student_quantile
 from curricula.estimates import (
     avg_at_k,
     clopper_pearson,
@@ -38,13 +38,34 @@ def test_pass_at_k_matches_counting_by_hand(n, c, k, expected):
     assert pass_at_k(n, c, k) == pytest.approx(expected, abs=5e-8)
 
 
-@given(st.data(), st.integers(1, 10_000))
-def test_pass_at_k_is_exact_to_1e_12_up_to_ten_thousand(data, n):
-    c = data.draw(st.integers(0, n))
-    k = data.draw(st.integers(1, n))
-    exact = 1 - Fraction(comb(n - c, k), comb(n, k))
-    assert abs(Fraction(pass_at_k(n, c, k)) - exact) < Fraction(1, 10**12)
-    assert abs(pass_hat_k(n, c, k) - comb(c, k) / comb(n, k)) < 1e-12
+def near_an_end(most):
+    """Whole numbers up to `most`, where products are long (an end) as often as anywhere."""
+    return st.one_of(st.integers(0, most), st.integers(0, min(3, most)), st.integers(max(0, most - 3), most))
+
+
+@given(st.data(), st.one_of(st.integers(1, 10_000), st.just(10_000)))
+def test_pass_at_k_and_pass_hat_k_are_exact_to_1e_12_up_to_ten_thousand(data, n):
+    c = data.draw(near_an_end(n))
+    k = data.draw(near_an_end(n - 1)) + 1
+    assert_exact(n, c, k)
+
+
+@pytest.mark.parametrize("n", [1, 2, 10_000])
+def test_pass_at_k_is_exact_at_every_end_of_its_range(n):
+    for c in {0, 1, n // 2, n - 1, n}:
+        for k in {1, 2, 5_000, n - 1, n} & set(range(1, n + 1)):
+            assert_exact(n, c, k)
+
+
+def test_pass_at_k_is_exact_where_its_product_is_longest():
+    for c, k in [(5_000, 5_000), (5_000, 4_999), (100, 100), (70, 100), (9_999, 5_000), (9_990, 700)]:
+        assert_exact(10_000, c, k)
+
+
+def assert_exact(n, c, k):
+    all_wrong, all_right = Fraction(comb(n - c, k), comb(n, k)), Fraction(comb(c, k), comb(n, k))
+    assert abs(Fraction(pass_at_k(n, c, k)) - (1 - all_wrong)) < Fraction(1, 10**12)
+    assert abs(Fraction(pass_hat_k(n, c, k)) - all_right) < Fraction(1, 10**12)
 
 
 @pytest.mark.parametrize(("n", "c", "k"), [(4, 5, 1), (4, -1, 1), (4, 1, 0), (4, 1, 5), (0, 0, 1)])
@@ -52,6 +73,20 @@ def test_pass_at_k_is_exact_to_1e_12_up_to_ten_thousand(data, n):
 def test_impossible_counts_are_refused(estimate, n, c, k):
     with pytest.raises(ValueError, match="needs"):
         estimate(n, c, k)
+
+
+@pytest.mark.parametrize("odd", [2.0, 1.5, True, "2", None, float("nan"), np.float64(2), np.bool_(True)])
+@pytest.mark.parametrize("estimate", [pass_at_k, pass_hat_k, avg_at_k])
+def test_what_is_no_whole_number_is_refused_and_not_rounded(estimate, odd):
+    for counts in [(odd, 1, 1), (4, odd, 1), (4, 1, odd)]:
+        with pytest.raises(ValueError, match="whole numbers"):
+            estimate(*counts)
+
+
+def test_numpy_integers_are_whole_numbers():
+    estimate = pass_at_k(np.int64(10), np.int32(3), np.uint8(5))
+    assert estimate == pytest.approx(11 / 12)
+    assert type(estimate) is float
 
 
 def test_pass_hat_k_and_avg_at_k_match_counting_by_hand():
@@ -103,6 +138,30 @@ def test_clopper_pearson_covers_at_least_nominally(p, n):
 def test_first_success_interval_covers_at_least_nominally(p):
     covered = sum(p * (1 - p) ** (n - 1) for n in range(1, 5000) if _holds(first_success_interval(n), p))
     assert covered >= 0.95
+
+
+@pytest.mark.parametrize(
+    ("t", "degrees", "expected"),
+    [(2.228139, 10, 0.05), (-4.062128, 9, 0.002832890), (1.0, 1, 0.5), (0.0, 5, 1.0), (31.5991, 2, 0.001)],
+)
+def test_student_p_values_match_printed_ones_and_are_two_sided(t, degrees, expected):
+    assert student_p_value(t, degrees=degrees) == pytest.approx(expected, rel=1e-5)
+    assert student_p_value(-t, degrees=degrees) == student_p_value(t, degrees=degrees)
+
+
+@given(st.floats(-30, 30), st.integers(1, 400))
+def test_the_p_value_of_a_quantile_is_twice_its_tail(t, degrees):
+    p_value = student_p_value(t, degrees=degrees)
+    if 1e-6 < p_value < 1 - 1e-6:
+        assert student_quantile(1 - p_value / 2, degrees=degrees) == pytest.approx(abs(t), rel=1e-6, abs=1e-6)
+
+
+def test_an_infinite_t_has_no_chance_and_a_t_that_is_none_is_refused():
+    assert student_p_value(float("inf"), degrees=3) == 0.0
+    with pytest.raises(ValueError, match="degrees >= 1"):
+        student_p_value(1.0, degrees=0)
+    with pytest.raises(ValueError, match="a number"):
+        student_p_value(float("nan"), degrees=3)
 
 
 def test_student_quantiles_match_the_printed_table():

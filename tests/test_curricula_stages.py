@@ -5,12 +5,13 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from curricula.mixture import Mixture
 from curricula.plateau import PlateauRule
 from curricula.refill import refill_deficit
 from curricula.stages import StageRule, TwoStages
 from curricula.tiers import MoveRule, RunningRates, moved_tier
 from curricula.types import Outcome, Tier
-from curricula.weighted import Mixture, Weighted
+from curricula.weighted import Weighted
 
 MODERATE, EXTREME = (Tier.moderate,), (Tier.extreme,)
 
@@ -64,7 +65,7 @@ def test_a_stage_ends_when_a_share_of_its_problems_is_trivial():
     while curriculum.stage == 0:
         step(curriculum, right=lambda name: 8 if int(name[-1]) < 4 else 2)
     assert curriculum.tier_counts[Tier.trivial] == 4
-    assert curriculum.switch_reason == "50.0% of its problems are trivial"
+    assert curriculum.switch_reason == "50.0% of its problems trivial"
 
 
 def test_a_last_stage_whose_problems_are_all_trivial_is_finished_and_still_gives_problems():

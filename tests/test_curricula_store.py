@@ -1,15 +1,18 @@
-"""The profile store survives a kill at any byte, refuses what is not its own, and labels by the stopping rule."""
+"""The profile store survives a kill at any byte, merges its shards exactly, and refuses what is not its own."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from curricula.estimates import clopper_pearson, first_success_interval, no_success_interval
-from curricula.store import ProfileStore, Record, tier_table
-from curricula.types import Tier
+from curricula.attempts import Attempts
+from curricula.shards import Record, Shard, read_shard
+from curricula.store import ProfileStore, fingerprint_hash
 
 FINGERPRINT = {"policy": "abc", "temperature": 1.0, "limits": (33, 512)}
 RECORDS = [
@@ -19,41 +22,67 @@ RECORDS = [
 ]
 
 
+def read(path):
+    return [record for _, record in read_shard(path, fingerprint=FINGERPRINT)]
+
+
+def as_written(attempts):
+    """What is known of a problem, in a form that == compares."""
+    return bytes(attempts.codes), list(attempts.num_tokens)
+
+
+# --- one shard --------------------------------------------------------------------------------------------------------
+
+
 def test_records_come_back_as_they_were_written(tmp_path):
-    path = tmp_path / "deep" / "profile.jsonl"
-    with ProfileStore.open(path, fingerprint=FINGERPRINT) as store:
-        store.append(RECORDS[:2])
-        store.append(RECORDS[2:])
-        assert list(store.records()) == RECORDS
-    with ProfileStore.open(path, fingerprint=FINGERPRINT) as store:
-        assert list(store.records()) == RECORDS
+    path = tmp_path / "deep" / "shard.jsonl"
+    with Shard.open(path, fingerprint=FINGERPRINT) as shard:
+        shard.append(RECORDS[:2])
+        shard.append(RECORDS[2:])
+        assert read(path) == RECORDS
+    with Shard.open(path, fingerprint=FINGERPRINT):
+        assert read(path) == RECORDS
 
 
-def test_a_file_cut_at_any_byte_holds_the_records_before_the_cut(tmp_path):
-    path = tmp_path / "profile.jsonl"
-    with ProfileStore.open(path, fingerprint=FINGERPRINT) as store:
-        store.append(RECORDS)
+def test_a_shard_cut_at_any_byte_holds_the_records_before_the_cut_for_readers_and_the_next_writer(tmp_path):
+    path = tmp_path / "shard.jsonl"
+    with Shard.open(path, fingerprint=FINGERPRINT) as shard:
+        shard.append(RECORDS)
     whole = path.read_bytes()
     for cut in range(len(whole) + 1):
         path.write_bytes(whole[:cut])
         num_complete = max(0, whole[:cut].count(b"\n") - 1)
-        with ProfileStore.open(path, fingerprint=FINGERPRINT) as store:
-            assert list(store.records()) == RECORDS[:num_complete]
-            store.append(RECORDS[num_complete:])
+        assert read(path) == RECORDS[:num_complete]
+        assert path.read_bytes() == whole[:cut]  # a reader changes nothing
+        with Shard.open(path, fingerprint=FINGERPRINT) as shard:
+            shard.append(RECORDS[num_complete:])
         assert path.read_bytes() == whole
 
 
+def test_a_last_line_that_has_its_length_and_not_its_content_is_left_out(tmp_path):
+    path = tmp_path / "shard.jsonl"
+    with Shard.open(path, fingerprint=FINGERPRINT) as shard:
+        shard.append(RECORDS)
+    whole = path.read_bytes()
+    *lines, last = whole.splitlines(keepends=True)
+    path.write_bytes(b"".join(lines) + b"\0" * (len(last) - 1) + b"\n")
+    assert read(path) == RECORDS[:-1]
+    with Shard.open(path, fingerprint=FINGERPRINT) as shard:
+        shard.append(RECORDS[-1:])
+    assert path.read_bytes() == whole
+
+
 def test_a_process_killed_while_writing_loses_nothing_that_was_appended(tmp_path):
-    path = tmp_path / "profile.jsonl"
     program = (
         "import sys\n"
-        "from curricula.store import ProfileStore, Record\n"
-        "store = ProfileStore.open(sys.argv[1], fingerprint={'policy': 'abc'})\n"
+        "from curricula.store import ProfileStore\n"
+        "from curricula.shards import Record\n"
+        "shard = ProfileStore(sys.argv[1], fingerprint={'policy': 'abc'}).shard()\n"
         "for attempt in range(10**6):\n"
-        "    store.append([Record('a', attempt, (False,), (1,))])\n"
+        "    shard.append([Record('a', attempt, (False,), (1,))])\n"
         "    print(attempt, flush=True)\n"
     )
-    child = subprocess.Popen([sys.executable, "-c", program, str(path)], stdout=subprocess.PIPE, text=True)
+    child = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert child.stdout is not None
     last = -1
     for line in child.stdout:
@@ -63,41 +92,58 @@ def test_a_process_killed_while_writing_loses_nothing_that_was_appended(tmp_path
             break
     printed = [int(line) for line in child.stdout.read().splitlines() if line]
     child.wait()
-    with ProfileStore.open(path, fingerprint={"policy": "abc"}) as store:
-        attempts = [record.first_attempt for record in store.records()]
+    store = ProfileStore(tmp_path, fingerprint={"policy": "abc"})
+    with store.shard():  # the dead process holds no lock
+        attempts = [record.first_attempt for _, record in store.records()]
     assert attempts == list(range(len(attempts)))
     assert len(attempts) > max([last, *printed[:-1]])
 
 
 def test_another_fingerprint_is_refused_by_the_names_of_its_fields(tmp_path):
-    path = tmp_path / "profile.jsonl"
-    ProfileStore.open(path, fingerprint=FINGERPRINT).close()
-    with pytest.raises(ValueError, match=r"policy: stored 'abc', given 'xyz'; seed: stored '\(absent\)', given 1"):
-        ProfileStore.open(path, fingerprint={**FINGERPRINT, "policy": "xyz", "seed": 1})
+    path = tmp_path / "shard.jsonl"
+    Shard.open(path, fingerprint=FINGERPRINT).close()
+    other = {**FINGERPRINT, "policy": "xyz", "seed": 1}
+    expected = r"policy: stored 'abc', given 'xyz'; seed: stored '\(absent\)', given 1"
+    with pytest.raises(ValueError, match=expected):
+        Shard.open(path, fingerprint=other)
+    with pytest.raises(ValueError, match=expected):
+        list(read_shard(path, fingerprint=other))
 
 
-def test_a_file_that_is_no_store_is_refused_and_left_as_it_is(tmp_path):
+def test_a_file_that_is_no_shard_is_refused_and_left_as_it_is(tmp_path):
     for content in (b"some notes", b"some notes\nmore\n", b'{"a": 1}\n'):
         path = tmp_path / "notes"
         path.write_bytes(content)
         with pytest.raises(ValueError, match="is not a profile store"):
-            ProfileStore.open(path, fingerprint=FINGERPRINT)
+            Shard.open(path, fingerprint=FINGERPRINT)
+        with pytest.raises(ValueError, match="is not a profile store"):
+            read(path)
         assert path.read_bytes() == content
 
 
 def test_a_broken_line_in_the_middle_is_named(tmp_path):
-    path = tmp_path / "profile.jsonl"
-    with ProfileStore.open(path, fingerprint=FINGERPRINT) as store:
-        store.append(RECORDS)
+    path = tmp_path / "shard.jsonl"
+    with Shard.open(path, fingerprint=FINGERPRINT) as shard:
+        shard.append(RECORDS)
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(lines[0] + b"{broken\n" + lines[2])
-    with ProfileStore.open(path, fingerprint=FINGERPRINT) as store, pytest.raises(ValueError, match=r"jsonl:2: is not"):
-        list(store.records())
+    with pytest.raises(ValueError, match=r"jsonl:2: is not"):
+        read(path)
 
 
-def test_a_full_disk_leaves_the_store_as_it_was(tmp_path, monkeypatch):
-    path = tmp_path / "profile.jsonl"
-    with ProfileStore.open(path, fingerprint=FINGERPRINT) as store:
+def test_a_shard_has_one_writer_at_a_time(tmp_path):
+    path = tmp_path / "shard.jsonl"
+    with (
+        Shard.open(path, fingerprint=FINGERPRINT),
+        pytest.raises(ValueError, match="another process writes to it"),
+    ):
+        Shard.open(path, fingerprint=FINGERPRINT)
+    Shard.open(path, fingerprint=FINGERPRINT).close()
+
+
+def test_a_full_disk_leaves_the_shard_as_it_was(tmp_path, monkeypatch):
+    path = tmp_path / "shard.jsonl"
+    with Shard.open(path, fingerprint=FINGERPRINT) as store:
         store.append(RECORDS[:1])
         before = path.read_bytes()
 
@@ -122,46 +168,103 @@ def test_a_full_disk_leaves_the_store_as_it_was(tmp_path, monkeypatch):
         assert path.read_bytes() == before
         monkeypatch.setattr(store, "_file", real)
         store.append(RECORDS[1:])
-        assert list(store.records()) == RECORDS
+        assert read(path) == RECORDS
     assert os.path.getsize(path) > len(before)
 
 
-@pytest.mark.parametrize(
-    ("correct", "tier", "rule", "first_success", "interval"),
-    [
-        ([True] * 8, Tier.trivial, "fixed", 0, clopper_pearson(8, 8)),
-        ([False] * 5 + [True] * 3, Tier.moderate, "fixed", 5, clopper_pearson(3, 8)),
-        ([False] * 31 + [True] + [False] * 8, Tier.moderate, "first_success", 31, first_success_interval(32)),
-        ([False] * 32 + [True] * 2, Tier.extreme, "first_success", 32, first_success_interval(33)),
-        ([None] + [False] * 32 + [True], Tier.extreme, "first_success", 33, first_success_interval(33)),
-        ([False] * 512, Tier.unsolved, "exhausted", None, no_success_interval(512)),
-    ],
-)
-def test_labels_and_intervals_follow_the_stopping_rule(tmp_path, correct, tier, rule, first_success, interval):
-    with ProfileStore.open(tmp_path / "p", fingerprint={}) as store:
-        store.append([Record("a", 0, tuple(correct), tuple(range(len(correct))))])
-        (row,) = tier_table(store)
-    assert (row.tier, row.stopping_rule, row.first_success_attempt) == (tier, rule, first_success)
-    assert (row.low, row.high) == interval
-    num_counted = {"fixed": 8, "exhausted": 512}.get(rule, (first_success or 0) + 1)
-    first = [right for right in correct if right is not None][:8]
-    assert row.estimate == row.pass_at_1 == sum(first) / 8
-    assert row.pass_at_8 == float(any(first))
-    assert row.mean_tokens == pytest.approx((num_counted - 1) / 2)
+# --- many shards ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("first_attempt", [0, 4])
-def test_a_problem_of_which_nothing_is_known_has_no_tier(tmp_path, first_attempt):
-    correct = (None, None) if first_attempt == 0 else (True, False)  # behind a gap nothing is settled
-    with ProfileStore.open(tmp_path / "p", fingerprint={}) as store:
-        store.append([Record("a", first_attempt, correct, (1, 1)), Record("b", 0, (False,), (1,))])
-        assert [(row.problem_id, row.tier) for row in tier_table(store)] == [("b", Tier.unsolved)]
+def written(tmp_path, *of_writers):
+    """A store whose shard i holds the i-th of the given records."""
+    store = ProfileStore(tmp_path, fingerprint=FINGERPRINT)
+    for writer, records in enumerate(of_writers):
+        with store.shard(writer) as shard:
+            shard.append(records)
+    return store
 
 
-def test_the_trivial_rate_is_an_option(tmp_path):
-    with ProfileStore.open(tmp_path / "p", fingerprint={}) as store:
-        store.append([Record("a", 0, (True,) * 7 + (False,), (1,) * 8)])
-        assert tier_table(store)[0].tier is Tier.moderate
-        assert tier_table(store, trivial_rate=0.85)[0].tier is Tier.trivial
-        with pytest.raises(ValueError, match="trivial_rate"):
-            tier_table(store, trivial_rate=0.0)
+def test_shards_of_any_number_of_writers_are_read_as_one(tmp_path):
+    store = written(tmp_path, RECORDS[2:], [], RECORDS[:1], RECORDS[1:2])
+    found = store.attempts()
+    assert list(found) == ["a", "ü"]
+    assert as_written(found["a"]) == (bytes([1, 0, 2, 1]), [3, 4, 5, 1])
+    with store.shard(0) as shard:  # a later profile has one rank alone: it reads all, and adds to its own
+        shard.append([Record("a", 4, (False,), (9,))])
+    assert store.attempts()["a"].num_recorded == 5
+
+
+def test_a_torn_line_in_one_shard_costs_nothing_of_the_others(tmp_path):
+    store = written(tmp_path, RECORDS[:1], RECORDS[1:2])
+    first = store.folder / "attempts_rank_0000.jsonl"
+    first.write_bytes(first.read_bytes()[:-5])
+    (store.folder / "attempts_rank_0002.jsonl").write_bytes(b'{"fingerp')  # killed while it was begun
+    assert list(store.attempts()) == ["ü"]
+
+
+def test_a_record_in_two_shards_counts_once_even_where_it_was_cut_otherwise(tmp_path):
+    store = written(
+        *(tmp_path, [Record("a", 0, (True, False, None, False), (3, 4, 5, 6))]),
+        [Record("a", 0, (True, False, None, False), (3, 4, 5, 6)), Record("a", 6, (True,), (8,))],
+        [Record("a", 2, (None, False, True), (5, 6, 7)), Record("a", 5, (False, True), (2, 8))],
+    )
+    (attempts,) = store.attempts().values()
+    assert as_written(attempts) == (bytes([1, 0, 2, 0, 1, 0, 1]), [3, 4, 5, 6, 7, 2, 8])
+    assert attempts.num_recorded == 7
+
+
+@pytest.mark.parametrize("other", [Record("a", 1, (True,), (4,)), Record("a", 0, (True, False), (3, 5))])
+def test_two_shards_that_contradict_each_other_are_both_named(tmp_path, other):
+    store = written(tmp_path, RECORDS[1:2], RECORDS[:1], [other])
+    with pytest.raises(ValueError, match=r"rank_0002.jsonl:2: problem 'a': attempt 1 .*rank_0001.jsonl:2"):
+        store.attempts()
+
+
+@settings(deadline=None, max_examples=50)
+@given(data=st.data())
+def test_merging_pieces_in_any_order_gives_each_attempt_once(data):
+    codes = data.draw(st.lists(st.sampled_from([True, False, None]), min_size=1, max_size=12))
+    tokens = list(range(len(codes)))
+    starts = st.integers(0, len(codes) - 1)
+    pieces = data.draw(st.lists(st.tuples(starts, st.integers(1, len(codes))), min_size=1, max_size=6))
+    attempts = Attempts()
+    for start, length in pieces:
+        attempts.merge(start, codes[start : start + length], tokens[start : start + length])
+    covered = {place for start, length in pieces for place in range(start, min(start + length, len(codes)))}
+    assert attempts.num_recorded == len(covered)
+    for place in covered:
+        assert attempts.codes[place] == (2 if codes[place] is None else int(codes[place]))
+        assert attempts.num_tokens[place] == place
+
+
+# --- several policies -------------------------------------------------------------------------------------------------
+
+
+def test_several_fingerprints_lie_side_by_side_and_know_nothing_of_each_other(tmp_path):
+    first, second = (ProfileStore(tmp_path, fingerprint=FINGERPRINT | {"policy": p}) for p in ("abc", "xyz"))
+    for store, records in ((first, RECORDS[:1]), (second, RECORDS[1:])):
+        with store.shard() as shard:
+            shard.append(records)
+    assert list(first.attempts()) == ["a"]
+    assert list(second.attempts()) == ["a", "ü"]
+    ((folder, fingerprint),) = first.others()
+    assert (folder, fingerprint["policy"]) == (second.folder, "xyz")
+    assert first.folder.name == fingerprint_hash(json.loads(json.dumps(first.fingerprint)))
+
+
+def test_other_folders_that_cannot_be_read_are_in_nobodys_way(tmp_path):
+    (tmp_path / "0123").mkdir()
+    for content in (b"", b'{"fingerprint":{"a', b"notes\n"):
+        (tmp_path / "0123" / "attempts_rank_0000.jsonl").write_bytes(content)
+        assert ProfileStore(tmp_path, fingerprint=FINGERPRINT).others() == []
+
+
+def test_a_locked_store_names_the_process_that_holds_it_and_another_fingerprint_is_free(tmp_path):
+    store = ProfileStore(tmp_path, fingerprint=FINGERPRINT)
+    with store.locked(note="host 1"):
+        with pytest.raises(ValueError, match=f"process {os.getpid()} is profiling into it"), store.locked():
+            pass
+        with ProfileStore(tmp_path, fingerprint={"policy": "xyz"}).locked():
+            pass
+    with store.locked():
+        pass

@@ -558,11 +558,11 @@ def test_a_hub_id_that_cannot_be_reached_is_a_data_error(monkeypatch):
     assert "(there is no folder of this name in " in message
 
 
-@pytest.mark.parametrize("name", ["rows.csv", "data/rows.csv", "rows.txt", "rows.jsonl.gz"])
+@pytest.mark.parametrize("name", ["rows.csv", "data/rows.csv", "rows.txt", "rows.csv.gz"])
 def test_a_file_of_another_kind_is_named_as_one_with_the_kinds_that_are_read(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     message = refusal({"path": name})
-    expected = "no file of this kind is read; convert it to one of .jsonl, .json, .parquet"
+    expected = "no file of this kind is read; convert it to one of .jsonl, .jsonl.gz, .json, .parquet"
     assert message == f"data.train.path = {name!r}: {expected}"
 
 

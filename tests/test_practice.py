@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from curricula import Constant, Curriculum, Outcome, Tier, TwoStages, Uniform, Weighted
+from curricula import Constant, Curriculum, Measured, Outcome, Tier, TwoStages, Uniform, Weighted
 from grpo.config import RunConfig, TemperatureConfig
 from grpo.errors import DataError
 from grpo.practice import build_curriculum, build_temperature, needs_profile
@@ -92,11 +92,11 @@ def decided(config: TemperatureConfig, means: Mapping[float, float], *, spread: 
     schedule = build_temperature(config, num_steps=50)
     for step in range(4):
         schedule.observe(step, 0.5)
-    scores = {
-        t: {f"p{index}": mean + spread * (-1) ** (index + number) for index in range(400)}
+    measured = {
+        t: Measured({f"p{index}": mean + spread * (-1) ** (index + number) for index in range(400)})
         for number, (t, mean) in enumerate(means.items())
     }
-    schedule.decide(3, scores)
+    schedule.decide(3, measured)
     return schedule.value(4)
 
 
@@ -105,10 +105,11 @@ def test_the_adaptive_temperature_asks_after_its_window_and_again_after_its_cool
     asked = []
     for step in range(9):
         schedule.observe(step, 0.5)
-        if temperatures := schedule.wants_evaluation(step):
-            assert temperatures == (1.0, 1.1)
+        if schedule.wants_decision(step):
+            wanted = schedule.wants_rollouts({})
+            assert wanted == {1.0: 16, 1.1: 16}
             asked.append(step)
-            schedule.decide(step, {t: {f"p{index}": 1.5 - t for index in range(20)} for t in temperatures})
+            schedule.decide(step, {t: Measured({f"p{index}": 1.5 - t for index in range(20)}) for t in wanted})
     assert asked == [3, 6]
 
 

@@ -12,6 +12,7 @@ import torch
 
 from grpo import checkpoint
 from grpo.config import load
+from grpo.manifest import MANIFEST_FILE, read_manifest
 from grpo.model import base_of, load_model, load_tokenizer
 from grpo.trainer import Trainer
 from tests.chatml import chatml_tokenizer
@@ -44,15 +45,16 @@ def test_the_recipe_leaves_every_artefact_of_a_run(tmp_path, capsys):
     )
     assert [row["step"] for row in finite_rows(run / "metrics.jsonl")] == list(range(1, 9))
     assert sorted(path.name for path in (run / "rollouts").iterdir()) == [f"step_{n:06d}.jsonl" for n in range(1, 9)]
-    tiers = json.loads((run / "profile" / "tiers.json").read_text())
-    assert len(tiers["rows"]) == sum(tiers["tiers"].values()) == 40
-    assert sum(row["num_rollouts"] for row in tiers["rows"]) <= tiers["num_rollouts"]
+    tiers = read_manifest(run / "profile" / MANIFEST_FILE)
+    assert len(tiers.rows) == sum(tiers.counts.values()) == 40
+    assert sum(row["num_rollouts"] for row in tiers.rows) <= tiers.num_rollouts
     names = {path.name for path in (run / "checkpoints").iterdir()}
     assert {"cold_start", "step_000004", "step_000006", "step_000008"} <= names
     for name, step in (("start", 0), ("last", 8)):
         evaluation = json.loads((run / "evals" / f"{name}.json").read_text())
         assert evaluation["step"] == step
-        assert len(evaluation["scores"]) == evaluation["sets"]["heldout"]["num_problems"] == 12
+        heldout = evaluation["sets"]["heldout"]
+        assert len(heldout["problems"]) == heldout["num_problems"] == 12
     assert {event["event"] for event in read_jsonl(run / "events.jsonl")} >= {"stage", "best", "evaluation"}
     report = (run / "report.html").read_text()
     assert "reward/mean" in report
@@ -99,7 +101,7 @@ def test_the_scores_on_held_out_problems_are_events_and_those_of_an_evaluation_d
         assert [(event["name"], event["step"]) for event in events] == [("start", 0), ("last", 1)]
         for event in events:
             metrics = json.loads((run / "evals" / f"{event['name']}.json").read_text())["sets"]["heldout"]["metrics"]
-            assert set(metrics) == {"pass@1", "pass@4", "avg@4"}
+            assert set(metrics) == {"pass@1", "pass@4", "pass^4", "avg@4", "mean_tokens", "truncated_fraction"}
             assert all(event[f"eval/heldout/{name}"] == metric["value"] for name, metric in metrics.items())
 
 
@@ -281,9 +283,9 @@ def assert_real_steps(run: Path) -> None:
 def test_the_gsm8k_config_runs_all_stages_on_real_rows(memorised):
     assert_real_steps(memorised)
     assert set(json.loads((memorised / "phases.json").read_text())) == {"sft", "profile", "train", "eval", "report"}
-    tiers = json.loads((memorised / "profile" / "tiers.json").read_text())
-    assert len(tiers["rows"]) == SHORT_ROWS - 6
-    assert tiers["tiers"]["trivial"] + tiers["tiers"]["moderate"] > 0
+    tiers = read_manifest(memorised / "profile" / MANIFEST_FILE)
+    assert len(tiers.rows) == SHORT_ROWS - 6
+    assert tiers.counts["trivial"] + tiers.counts["moderate"] > 0
     (stage,) = [e for e in read_jsonl(memorised / "events.jsonl") if e["event"] == "stage"]
     assert (stage["step"], stage["name"]) == (1, "extreme")
 

@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from grpo.manifest import MANIFEST_FILE, write_manifest
 from grpo.tracking.charts import Mark, format_number, line_chart, smoothed, stacked_chart, thinned, ticks
 from grpo.tracking.recorded_run import choose_rollouts
 from grpo.tracking.report import MAX_ROLLOUTS, MAX_TEXT_CHARACTERS, write_report
+from tests.tier_manifest import profiled
 
 HOSTILE = (
     '</script><script>window.hacked = 1</script><img src=x onerror="window.hacked = 1"><!-- <script> ]]> '
@@ -121,7 +123,7 @@ def temperature_event(step: int, rng: random.Random) -> dict:
     }
 
 
-def evaluation(name: str, step: int, value: float) -> dict:
+def evaluation(name: str, step: int, value: float, *, gained: float | None = None) -> dict:
     def metric(centre: float) -> dict:
         return {"value": centre, "low": centre - 0.04, "high": centre + 0.04}
 
@@ -133,8 +135,13 @@ def evaluation(name: str, step: int, value: float) -> dict:
         "metrics": {"pass@1": metric(value), "pass@8": metric(value + 0.25), "avg@8": metric(value)},
         "by_group": by_group,
         "by_tier": by_tier,
+        "lost": {"error": 2, "timeout": 1, "abstained": 0},
     }
-    return {"name": name, "step": step, "temperature": 1.0, "sets": {"heldout": heldout}, "truncated_fraction": 0.02}
+    if gained is not None:
+        of_parts = {"by_tier": {"moderate": {"metrics": {"pass@1": metric(gained)}, "num_problems": 200}}}
+        counts = {"wins": 90, "losses": 31, "ties": 135}
+        heldout["against"] = {"name": "start", "metrics": {"pass@1": metric(gained)}, **counts, **of_parts}
+    return {"name": name, "step": step, "temperature": 1.0, "sets": {"heldout": heldout}}
 
 
 def make_run(folder: Path, *, seed: int, num_steps: int = 120, rollouts_per_file: int = 64) -> Path:
@@ -164,12 +171,12 @@ def make_run(folder: Path, *, seed: int, num_steps: int = 120, rollouts_per_file
         rows[0] |= {"completion": HOSTILE, "prompt": HOSTILE, "detail": HOSTILE, "problem_id": HOSTILE, "tier": HOSTILE}
         write_jsonl(folder / "rollouts" / f"step_{step:06d}.jsonl", rows)
     (folder / "profile").mkdir()
-    tiers = {"trivial": 120, "moderate": 480, "extreme": 281, "unsolved": 119}
-    profile = {"tiers": tiers, "num_rollouts": 12345, "temperature": 1.0, "rows": []}
-    (folder / "profile" / "tiers.json").write_text(json.dumps(profile))
+    write_manifest(
+        folder / "profile" / MANIFEST_FILE, profiled({"trivial": 120, "moderate": 480, "extreme": 281, "unsolved": 119})
+    )
     (folder / "evals").mkdir()
-    (folder / "evals" / "gate.json").write_text(json.dumps(evaluation("gate", 0, 0.271)))
-    (folder / "evals" / "final.json").write_text(json.dumps(evaluation("final", num_steps, 0.593)))
+    (folder / "evals" / "start.json").write_text(json.dumps(evaluation("start", 0, 0.271)))
+    (folder / "evals" / "last.json").write_text(json.dumps(evaluation("last", num_steps, 0.593, gained=0.322)))
     return folder
 
 
@@ -254,10 +261,13 @@ def test_hostile_names_outside_the_rollouts_add_no_element(tmp_path):
     (tmp_path / "evals").mkdir()
     metric = {HOSTILE: {"value": 0.5, "low": 0.4, "high": 0.6}, "pass@1": {"value": 0.5}}
     breakdown = {f"by_{HOSTILE}": {HOSTILE: metric}}
-    sets = {HOSTILE: {"num_problems": HOSTILE, "metrics": metric, **breakdown}}
+    against = {"name": HOSTILE, "wins": HOSTILE, "metrics": metric, **breakdown}
+    sets = {
+        HOSTILE: {"num_problems": HOSTILE, "metrics": metric, "lost": {HOSTILE: 3}, "against": against, **breakdown}
+    }
     (tmp_path / "evals" / "x.json").write_text(json.dumps({"name": HOSTILE, "step": HOSTILE, "sets": sets, HOSTILE: 1}))
     (tmp_path / "profile").mkdir()
-    (tmp_path / "profile" / "tiers.json").write_text(json.dumps({"tiers": {HOSTILE: 3}, "num_rollouts": HOSTILE}))
+    write_manifest(tmp_path / "profile" / MANIFEST_FILE, profiled({HOSTILE.replace("\ud800", ""): 3}))
     page = page_of(tmp_path)
     assert [attrs for attrs, _ in page.scripts] == [{}]
     assert "img" not in {tag for tag, _ in page.tags}
@@ -275,10 +285,23 @@ def test_the_policy_allows_the_pages_own_script_by_its_hash_and_nothing_else(pag
 @pytest.mark.parametrize(
     "shown",
     [
-        *("two-stage maths", "0.271", "after 180 supervised steps", "0.593", "0.553 to 0.633", "+0.322 over the gate"),
+        *(
+            "two-stage maths",
+            "0.271",
+            "after 180 supervised steps",
+            "0.593",
+            "0.553 to 0.633",
+            "+0.322 over the start (+0.282 to +0.362)",
+        ),
         *("reward/mean", "policy/sampler_kl", "eval/heldout/pass@1", "extreme", "12,345", "281 · 28 %"),
         *("12 M", "66 min", "reward flat over 20 steps", "checkpoints/step_000110", "rollout.sampler.top_p"),
-        *("All 768 rollouts on disk are in this page", "0.693", "0.653 to 0.733", "truncated fraction 0.02"),
+        *(
+            "All 768 rollouts on disk are in this page",
+            "0.693",
+            "0.653 to 0.733",
+            "90 / 31 / 135",
+            "2 error, 1 timeout",
+        ),
     ],
 )
 def test_the_page_shows_what_the_folder_holds(page, shown):
@@ -297,7 +320,7 @@ def test_a_folder_with_only_a_config_makes_a_page_that_says_what_is_missing(tmp_
     (tmp_path / "config.yaml").write_text("run: {name: bare}\nrollout: {group_size: 8}\n")
     page = page_of(tmp_path)
     assert write_report(tmp_path) == tmp_path / "report.html"
-    for path in ("metrics.jsonl", "evals/*.json", "profile/tiers.json", "rollouts/*.jsonl", "events.jsonl"):
+    for path in ("metrics.jsonl", "evals/*.json", "profile/tiers.parquet", "rollouts/*.jsonl", "events.jsonl"):
         assert path in page.text
     assert "rollout.group_size" in page.text
     assert [path.name for path in tmp_path.iterdir() if path.name != "config.yaml"] == ["report.html"]
@@ -319,11 +342,11 @@ def test_a_torn_last_line_costs_that_line_and_is_mentioned(tmp_path):
     for name in ("metrics.jsonl", "rollouts/step_000020.jsonl"):
         path = run / name
         path.write_bytes(path.read_bytes()[:-40])
-    (run / "evals" / "final.json").write_text('{"name": "fin')
+    (run / "evals" / "last.json").write_text('{"name": "la')
     page = page_of(run)
     assert "metrics.jsonl: 1 unreadable line(s) left out (line 20)" in page.text
     assert "step_000020.jsonl: 1 unreadable line(s) left out (line 64)" in page.text
-    assert "evals/final.json is not a readable JSON object" in page.text
+    assert "evals/last.json is not a readable JSON object" in page.text
     assert len(page.rollouts["rows"]) == 127
 
 

@@ -95,5 +95,8 @@ def test_only_the_last_five_characters_and_the_end_count(completion, finished, v
 def test_a_right_list_that_did_not_finish_is_correct_in_its_parts_only():
     reward = VERIFIER("l34311r11343", {"prompt": ">lr?>13431", "finished": False})
     assert reward == Reward.scored(
-        0.0, parts={"correct": 1.0, "finished": 0.0}, detail="last list 11343, expected 11343, not finished"
+        0.0,
+        parts={"correct": 1.0, "finished": 0.0},
+        detail="last list 11343, expected 11343, not finished",
+        answer="11343",
     )

@@ -75,7 +75,8 @@ def rollouts_of(requests: Sequence[Request], completions: Sequence[Completion]) 
 def largest_gap(policy: Policy, requests: Sequence[Request], completions: Sequence[Completion]) -> float:
     """Largest difference between the sampler's and the trainer's log-probs, over the bound of the design."""
     trained = [
-        TrainedRollout(rollout=r, advantage=1.0, group_tokens=r.num_actions) for r in rollouts_of(requests, completions)
+        TrainedRollout(rollout=r, advantage=1.0, group_tokens=r.num_actions, group_rollouts=1)
+        for r in rollouts_of(requests, completions)
     ]
     batches = micro_batches(
         [trained], tokens_per_micro_batch=400, limit_tokens=24, aggregation="token", device=torch.device("cpu")
@@ -201,7 +202,7 @@ def test_in_bfloat16_sampler_and_trainer_log_probs_agree_to_its_own_rounding(pol
     requests = requests_of(6, rollouts=5)
     completions = list(sampler_of(policy, **restriction).sample(requests))
     rollouts = rollouts_of(requests, completions)
-    trained = [TrainedRollout(rollout=r, advantage=1.0, group_tokens=r.num_actions) for r in rollouts]
+    trained = [TrainedRollout(rollout=r, advantage=1.0, group_tokens=r.num_actions, group_rollouts=1) for r in rollouts]
     (batch,) = micro_batches(
         [trained], tokens_per_micro_batch=10_000, limit_tokens=24, aggregation="token", device=torch.device("cpu")
     )

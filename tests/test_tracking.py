@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from curricula import Progress
+from curricula import Expected, Progress
 from grpo.errors import DiskError
 from grpo.folder import RunFolder
 from grpo.tracking import tracker as tracking
@@ -95,7 +95,9 @@ def hostile_group(text: str) -> Group:
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_hostile_text_comes_back_as_it_was(folder, text):
-    rows = rollout_rows([hostile_group(text)], step=3, stage="s", tiers={"id": "moderate"}, advantages={("id", 4): 0.5})
+    rows = rollout_rows(
+        [hostile_group(text)], step=3, stage="s", tier_of={"id": "moderate"}.get, advantages={("id", 4): 0.5}
+    )
     tracker_of(folder).rollouts(3, rows)
     (path,) = folder.rollouts.iterdir()
     assert path.read_bytes().count(b"\n") == 2
@@ -443,9 +445,11 @@ def test_a_line_that_moves_on_a_terminal_is_in_the_log_now_and_then(tmp_path, mo
     console = Console(num_steps=1)
     monkeypatch.setattr(type(console._rich), "is_terminal", True)
     console.log_to(tmp_path / "logs" / "rank_0.log")
-    progress = {"num_rollouts": 0, "num_without_value": 0, "most_rollouts_left": 0, "tiers": {}, "num_without_tier": 0}
+    progress = {"num_without_value": 0, "num_tokens": 0, "tiers": {}, "num_without_tier": 0}
     for num_finished in range(11):
-        console.profile_progress(Progress(num_problems=10, num_finished=num_finished, **progress))
+        left = Expected(typical=10.0 - num_finished, most=80 - 8 * num_finished)
+        counts = {"num_problems": 10, "num_finished": num_finished, "num_rollouts": num_finished}
+        console.profile_progress(Progress(**counts, left=left, **progress))
     lines = (tmp_path / "logs" / "rank_0.log").read_text(encoding="utf-8").splitlines()
     assert ["0/10" in lines[0], "10/10" in lines[-1], len(lines)] == [True, True, 2]
 

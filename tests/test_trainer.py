@@ -22,10 +22,11 @@ from grpo.errors import DivergenceError, RewardError
 from grpo.evaluation import Estimate, evaluate
 from grpo.optim import Optimizer
 from grpo.policy import Policy
+from grpo.rollout import Rollouts
 from grpo.sampling.native import NativeSampler
 from grpo.starts import Run
 from grpo.types import StepStats
-from rewards import soft_overlong_penalty
+from rewards import Reward, soft_overlong_penalty
 from tests.runs import grpo, opened_run, outcome, read_jsonl, small_run_config, small_run_file, trainer_of
 
 LOOP = {"sft": None, "curriculum": {"kind": "uniform", "max_refill_waves": 1}, "evaluation.every_steps": 0}
@@ -507,10 +508,9 @@ def test_the_best_policy_is_kept_and_evaluated_where_that_is_asked(tmp_path, mon
     config = small_run_config(tmp_path, **(LOOP | judged_by(tmp_path, COIN) | changes), **{"run.name": "alike"})
     with opened_run(config) as alike:
         checkpoint.load_weights(alike.policy.model, held)
-        found = evaluate(
-            alike.rollouts, alike.heldout, num_rollouts=4, temperature=1.0, k=[1], seed=3, max_error_fraction=0.05
-        )
-    assert found.scores == final["scores"]
+        found = evaluate(alike.rollouts, alike.heldout, num_rollouts=4, temperature=1.0, k=[1], max_error_fraction=0.05)
+    scored = final["sets"]["heldout"]["problems"]
+    assert found.scores == {name: score["num_correct"] / score["num_rollouts"] for name, score in scored.items()}
     assert any(not torch.equal(held[name], tensor) for name, tensor in newest_weights(run).items())
 
 
@@ -531,11 +531,13 @@ def test_an_adaptive_temperature_is_logged_and_is_what_later_rollouts_carry(tmp_
 
 
 def test_a_temperature_is_chosen_on_the_problems_that_have_a_verdict_at_every_temperature(tmp_path):
-    adaptive = {"kind": "adaptive", "grid": [1.0, 1.3], "window_steps": 4, "rollouts_per_problem": 1}
+    draws = {"rollouts_per_problem": 1, "max_rollouts_per_problem": 1}
+    adaptive = {"kind": "adaptive", "grid": [1.0, 1.3], "window_steps": 4, **draws}
     judge = "None if ord(completion[:1] or '!') % 4 == 0 else 1.0"
     run = trained(tmp_path, **judged_by(tmp_path, judge), **{"temperature": adaptive, "train.steps": 5})
     (event,) = events_of(run, "temperature")
-    assert 2 <= event["decision"]["num_problems"] < 8
+    (num_problems,) = {reading["num_problems"] for reading in event["decision"]["readings"]}
+    assert 2 <= num_problems < 8
 
 
 def test_no_temperature_is_evaluated_after_the_last_step(tmp_path):
@@ -545,17 +547,23 @@ def test_no_temperature_is_evaluated_after_the_last_step(tmp_path):
     assert not any("time/temperature" in row for row in metrics_of(run))
 
 
-def test_a_temperature_stays_where_no_two_problems_have_a_verdict_at_each(tmp_path, monkeypatch):
-    """One validation problem has a verdict at 1.0, another at 1.3: nothing to compare, and no reason to stop."""
+def test_a_temperature_stays_where_no_two_problems_have_a_verdict(tmp_path, monkeypatch):
     adaptive = {"kind": "adaptive", "grid": [1.0, 1.3], "window_steps": 4, "rollouts_per_problem": 1}
+    run_as_it_is = Rollouts.run
 
-    def fake(*arguments: Any, temperature: float, **options: Any) -> Any:
-        return replace(evaluate(*arguments, temperature=temperature, **options), scores={f"at {temperature}": 1.0})
+    def without_verdicts(self: Rollouts, attempts: Any, *, phase: str, **options: Any) -> Any:
+        sampled = run_as_it_is(self, attempts, phase=phase, **options)
+        if phase != "evaluation":
+            return sampled
+        none = tuple(
+            replace(group, rewards=tuple(Reward.abstained() for _ in group.rewards)) for group in sampled.groups
+        )
+        return replace(sampled, groups=none)
 
-    monkeypatch.setattr(trainer, "evaluate", fake)
+    monkeypatch.setattr(Rollouts, "run", without_verdicts)
     run = trained(tmp_path, **judged_by(tmp_path, "1.0"), **{"temperature": adaptive, "train.steps": 6})
     (event,) = events_of(run, "temperature")
-    assert (event["decision"]["chosen"], event["decision"]["num_problems"]) == (1.0, 0)
+    assert (event["decision"]["chosen"], event["decision"]["readings"]) == (1.0, [])
     assert "undecided" in event["decision"]["reason"]
     assert [row["sampling/temperature"] for row in metrics_of(run)] == [1.0] * 6
 

@@ -105,7 +105,7 @@ class Source(Section):
     subset: str | None = None
     """Name of the configuration of a hub data set that has several, such as main of openai/gsm8k."""
     split: str = "train"
-    """Split to read from a hub id or a folder."""
+    """Split to read from a hub id or a folder; with format mbpp also of its one file, by task_id (test, train+test)."""
     format: Literal["rows", "gsm8k", "mbpp", "humaneval", "ifeval", "bfcl"] = "rows"
     """rows: the columns below say what is what; any other: a benchmark's rows in their published form, of which the
     prompt, the answer and the judge are known."""
@@ -126,6 +126,16 @@ class Source(Section):
     """Text added to the end of the last user message, such as an instruction to box the answer."""
     max_problems: int | None = Field(None, ge=1)
     """Take at most this many rows, chosen by the run's seed; null takes all."""
+
+    @model_validator(mode="after")
+    def _columns_are_read(self) -> Self:
+        if self.format != "rows":
+            self.refuse_unread(
+                *("prompt_column", "messages_column", "answer_column", "answer_pattern", "drop_pattern"),
+                because=f"format is {self.format}",
+                remedy="set format: rows",
+            )
+        return self
 
     @model_validator(mode="after")
     def _patterns(self) -> Self:

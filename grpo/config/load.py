@@ -6,13 +6,14 @@ import json
 import re
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from grpo.config.run import RunConfig
@@ -30,6 +31,7 @@ FREE_FIELDS = (
     "reward.memory_limit_mb",
     "reward.max_error_fraction",
     "train.steps",
+    "train.max_tokens",
     # How work is cut to fit a memory: rounding alone, so that a run that ran out of it can go on with less.
     "sampling.max_rows",
     "sampling.prefill_tokens",
@@ -204,15 +206,38 @@ def _message(path: Path, detail: ErrorDetails) -> str:
 
 def _nearest(name: str) -> str:
     parts = name.split(".")
-    without_places = ".".join(part for part in parts if not part.isdigit())
+    places = {depth for depth, (_, is_place) in enumerate(_walked(parts)) if is_place}
+    without_places = ".".join(part for depth, part in enumerate(parts) if depth not in places)
     match = difflib.get_close_matches(without_places, list(_field_names(RunConfig, "")), n=1, cutoff=0.6)
     if not match:
         return "; `grpo check --schema` lists every field"
     found = match[0].split(".")
-    for depth, part in enumerate(parts):  # curriculum.stages.0.step: the place in a list goes back where it was
-        if part.isdigit() and found[:depth] == parts[:depth]:
-            found.insert(depth, part)
+    for depth in sorted(places):  # curriculum.stages.0.step: the place in a list goes back where it was
+        if found[:depth] == parts[:depth]:
+            found.insert(depth, parts[depth])
     return f"; did you mean {'.'.join(found)}?"
+
+
+def _walked(parts: Iterable[int | str]) -> Iterator[tuple[FieldInfo | None, bool]]:
+    """For each part of a dotted name the field that it names, if any, and whether it is a place in one instead: an
+    index of a list of sections, a key of a mapping of them."""
+    model: type[BaseModel] | None = RunConfig
+    is_place = False
+    for part in parts:
+        field = None if is_place or model is None else model.model_fields.get(str(part))
+        yield field, is_place
+        if is_place:
+            is_place = False
+            continue
+        model = next(_sections(field.annotation), None) if field is not None else None
+        is_place = model is not None and field is not None and _holds_several(field.annotation)
+
+
+def _holds_several(annotation: Any) -> bool:
+    """Whether the sections of a field are in a list or a mapping."""
+    if typing.get_origin(annotation) in (types.UnionType, typing.Union):
+        return any(_holds_several(argument) for argument in typing.get_args(annotation))
+    return typing.get_origin(annotation) in (list, dict)
 
 
 def _field_names(model: type[BaseModel], prefix: str) -> Iterator[str]:
@@ -225,18 +250,15 @@ def _field_names(model: type[BaseModel], prefix: str) -> Iterator[str]:
 def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
-    elif typing.get_origin(annotation) in (types.UnionType, typing.Union, list):
+    elif typing.get_origin(annotation) in (types.UnionType, typing.Union, list, dict):
         for argument in typing.get_args(annotation):
             yield from _sections(argument)
 
 
 def _description(location: tuple[int | str, ...]) -> str:
-    model: type[BaseModel] | None = RunConfig
     text = ""
-    for part in location:
-        if model is None or part not in model.model_fields:
-            continue
-        field = model.model_fields[str(part)]
-        model = next(_sections(field.annotation), None)
-        text = field.description or (model.__doc__ if model is not None else None) or ""
+    for field, _ in _walked(location):
+        if field is not None:
+            section = next(_sections(field.annotation), None)
+            text = field.description or (section.__doc__ if section is not None else None) or ""
     return " ".join(text.split())

@@ -151,6 +151,12 @@ class RunConfig(Section):
                     f"train.minibatches_per_step = {self.train.minibatches_per_step} is above {name} = {number}; a "
                     "minibatch needs a group: lower it"
                 )
+        restricted = self.sampling.top_k or self.sampling.top_p < 1 or self.sampling.min_p
+        if self.temperature.counterfactual and restricted:
+            raise ValueError(
+                "temperature.counterfactual reweights what was drawn, but what sampling.top_k, top_p and min_p leave "
+                "differs by temperature; switch them off or set counterfactual: false"
+            )
         self._check_stages()
         return self
 

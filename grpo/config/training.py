@@ -186,8 +186,8 @@ class MovesConfig(Section):
     """Running pass rate from which an extreme or unsolved problem is moderate."""
     half_life_groups: float = Field(2.0, gt=0)
     """Groups after which a group weighs half as much in a problem's running pass rate."""
-    min_groups: int = Field(2, ge=1)
-    """Groups of a problem before it may move; only kind online takes 1, since its problems have no tier before."""
+    min_groups: int | None = Field(None, ge=1)
+    """Groups of a problem before it may move; null is 2, and 1 for online, whose problems have no tier before."""
     check_every_epochs: int | None = Field(5, ge=1)
     """A retired problem comes back for a group after so many epochs of the pool; null: never."""
     max_wait_epochs: int = Field(16, ge=1)
@@ -215,6 +215,8 @@ class CurriculumConfig(Section):
     """Share of each tier in every step, for mixture."""
     moves: MovesConfig = MovesConfig()
     """How problems move between tiers, for two_stages, mixture and online."""
+    first_group_size: int | None = Field(None, ge=2)
+    """Rollouts of a problem's first group, for online: enough to see whether it teaches. null is the group size."""
     reprofile_every_steps: int | None = Field(None, ge=1)
     """Profile the pool again with the current policy after so many steps, for two_stages and mixture; null: never."""
     plateau_window_steps: int = Field(20, ge=4)
@@ -224,6 +226,12 @@ class CurriculumConfig(Section):
     the upper bound of the slope at 90 % confidence."""
     max_refill_waves: int = Field(2, ge=0)
     """Times a step asks for more problems to replace groups that teach nothing; then it goes on with what it has."""
+
+    @property
+    def min_groups(self) -> int:
+        """moves.min_groups, or what null stands for."""
+        default = 1 if self.kind == "online" else 2
+        return default if self.moves.min_groups is None else self.moves.min_groups
 
     @property
     def by_tier(self) -> bool:
@@ -256,7 +264,12 @@ class CurriculumConfig(Section):
                 f"reprofile_every_steps = {self.reprofile_every_steps} is not read where kind is {self.kind}; drop it "
                 "or set kind: two_stages or mixture"
             )
-        if self.by_tier and self.moves.min_groups < 2:
+        if self.kind != "online" and self.first_group_size is not None:
+            raise ValueError(
+                f"first_group_size = {self.first_group_size} is not read where kind is {self.kind}; drop it or set "
+                "kind: online"
+            )
+        if self.by_tier and self.min_groups < 2:
             raise ValueError(
                 f"moves.min_groups = {self.moves.min_groups}: must be at least 2 where kind is {self.kind}: no problem "
                 "moves by its last group alone; raise it"
@@ -269,6 +282,9 @@ class TrainConfig(Section):
 
     steps: int = Field(ge=1)
     """Steps of the run, all stages together."""
+    max_tokens: int | None = Field(None, ge=1)
+    """End the run after the step in which so many tokens are spent: sampled by the profile, in training and for every
+    decision on the way. null has no such bound; with it, schedules still run over steps."""
     problems_per_step: int = Field(32, ge=1)
     """Problems sampled in a step, over all processes."""
     group_size: int = Field(8, ge=2)

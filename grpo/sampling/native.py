@@ -59,12 +59,13 @@ class NativeSampler:
 
     @torch.no_grad()
     def sample(self, requests: Iterable[Request]) -> Iterator[Completion]:
-        """Yield every completion as it finishes. Raises ValueError for an empty prompt.
+        """Yield every completion as it finishes. Raises ValueError for an empty prompt, a limit above the config's, a
+        grid where tokens are left out, and two grids of unlike length.
 
         Of a sequence all is known from the start. Any other iterable is asked for a request when a quarter of
         `sampling.max_rows` is free and nothing waits, and for one between two decodes: where several processes share a
         list, none takes all of a short one before the others ask."""
-        waiting = _Waiting(requests)
+        waiting = _Waiting(requests, config=self._config)
         limit = self._config.max_rows
         if isinstance(requests, Sequence):
             waiting.pull_all()
@@ -112,7 +113,7 @@ class NativeSampler:
 
     def _finished_rows(self, rows: Rows, tokens: Tensor) -> list[int]:
         ended = torch.isin(tokens, self._end_token_ids)  # [R]
-        done = rows.active & (ended | (rows.num_drawn >= self._config.max_completion_tokens))
+        done = rows.active & (ended | (rows.num_drawn >= rows.limit_tokens))
         if self._may_stop is not None:
             suspects = (rows.active & ~done & self._may_stop[tokens]).nonzero().flatten().tolist()
             for row in suspects:
@@ -175,8 +176,9 @@ def _last_logits(policy: Policy, prompt: Sequence[int]) -> Tensor:
 class _Waiting:
     """Rollouts without a row, as (request, index), of requests that are pulled as they are wanted."""
 
-    def __init__(self, requests: Iterable[Request]) -> None:
+    def __init__(self, requests: Iterable[Request], *, config: SamplingConfig) -> None:
         self._source = iter(requests)
+        self._config = config
         self._is_exhausted = False
         self.requests: list[Request] = []  # all that were pulled, in order: a completion names its place in here
         self.queue: deque[tuple[int, int]] = deque()
@@ -187,13 +189,14 @@ class _Waiting:
         return bool(self.queue) or not self._is_exhausted
 
     def pull(self) -> None:
-        """Ask for one more request, unless there was none before. Raises ValueError where its prompt is empty."""
+        """Ask for one more request, unless there was none before. Raises ValueError for one that cannot be drawn."""
         request = None if self._is_exhausted else next(self._source, None)
         if request is None:
             self._is_exhausted = True
             return
         if not request.prompt_ids:
             raise ValueError("a prompt has no tokens; a completion needs at least one to follow")
+        _check_request(request, self._config)
         self.queue.extend((len(self.requests), index) for index in range(len(request.keys)))
         self.requests.append(request)
 
@@ -201,6 +204,19 @@ class _Waiting:
         """Ask for every request there is."""
         while not self._is_exhausted:
             self.pull()
+
+
+def _check_request(request: Request, config: SamplingConfig) -> None:
+    limit = config.max_completion_tokens
+    if request.limit_tokens is not None and not 1 <= request.limit_tokens <= limit:
+        raise ValueError(
+            f"limit_tokens = {request.limit_tokens}: must be from 1 to sampling.max_completion_tokens = {limit}"
+        )
+    if request.grid and (config.top_k or config.top_p < 1 or config.min_p):
+        raise ValueError(
+            f"grid = {list(request.grid)}: what top_k, top_p and min_p leave differs by temperature, so that a token "
+            "drawn at one may be impossible at another; switch them off, or ask for no grid"
+        )
 
 
 def _tokens_that_may_stop(

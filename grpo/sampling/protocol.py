@@ -16,6 +16,8 @@ class Request:
     prompt_ids: tuple[int, ...]
     keys: tuple[int, ...]  # a 64-bit key of each completion's noise, from grpo.seeds
     temperature: float
+    grid: tuple[float, ...] = ()  # other temperatures to tell the completions' log-probs at; they change no draw
+    limit_tokens: int | None = None  # of a completion; None: sampling.max_completion_tokens, which is never exceeded
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +30,7 @@ class Completion:
     logprobs: tuple[float, ...]  # nats, of each token under the distribution that it was drawn from
     kept: KeptSets | None  # what top-k, top-p and min-p left for each token; None: they are off
     stop_reason: StopReason
+    grid_logprobs: tuple[float, ...] | None = None  # nats, summed over the tokens, at each temperature of the grid
 
 
 class Sampler(Protocol):

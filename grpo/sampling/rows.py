@@ -57,10 +57,15 @@ class Rows:
         self._next_input = torch.zeros(num_rows, dtype=torch.long, device=device)
         self._keys = torch.zeros(num_rows, dtype=torch.long, device=device)
         self._temperature = torch.ones(num_rows, device=device)
+        self.limit_tokens = torch.full((num_rows,), config.max_completion_tokens, device=device)
         self._drawn = torch.zeros(num_rows, config.max_completion_tokens, dtype=torch.long, device=device)
         self.logprobs = torch.zeros(num_rows, config.max_completion_tokens, device=device)
         self._kept: list[list[array[int]]] = [[] for _ in range(num_rows)]
         self._owner: list[tuple[int, int] | None] = [None] * num_rows  # request and index
+        self._grids: list[tuple[float, ...]] = [()] * num_rows
+        # Both are [R, K] once a request with a grid of K temperatures has come; float64, since log-probs add up.
+        self._grid: Tensor | None = None
+        self._grid_logprobs: Tensor | None = None
         self.num_active = 0
         self._longest = 0  # row, in tokens, known without asking the device
         self._cache: SlotCache | None = None
@@ -130,8 +135,12 @@ class Rows:
         self._next_input[rows] = wanted.prompt_ids[-1]
         self._keys[rows] = torch.tensor([signed(wanted.keys[i]) for i in indices], device=rows.device)
         self._temperature[rows] = wanted.temperature
+        self.limit_tokens[rows] = wanted.limit_tokens or self._config.max_completion_tokens
+        if wanted.grid:
+            self._enter_grid(rows, wanted.grid)
         for row, index in zip(free, indices, strict=True):
             self._owner[row] = (prefix.request, index)
+            self._grids[row] = wanted.grid
             self._kept[row] = []
         self.num_active += len(free)
 
@@ -153,6 +162,7 @@ class Rows:
 
     def draw(self, logits: Tensor) -> Tensor:
         """Draw one token for every active row from `logits` [R, V]; returns the tokens [R] (any in free rows)."""
+        untempered = None if self._grid is None else logits  # or it would outlive its use
         logits = tempered(logits, temperature=self._temperature)  # [R, V]
         config = self._config
         kept = kept_tokens(logits, top_k=config.top_k, top_p=config.top_p, min_p=config.min_p)
@@ -164,6 +174,8 @@ class Rows:
         at = self.num_drawn.clamp(max=config.max_completion_tokens - 1).unsqueeze(1)
         self._drawn.scatter_(1, at, tokens.unsqueeze(1))
         self.logprobs.scatter_(1, at, chosen.unsqueeze(1))
+        if untempered is not None:
+            self._add_grid_logprobs(untempered, tokens)
         # Free rows stay where they are, or they would outgrow their slots.
         self.num_drawn += self.active
         self._length += self.active
@@ -182,8 +194,10 @@ class Rows:
             logprobs=tuple(self.logprobs[row, :count].tolist()),
             kept=KeptSets.of(self._kept[row]) if self._kept[row] else None,
             stop_reason=stop_reason,
+            grid_logprobs=self._grid_logprobs_of(row),
         )
         self._owner[row] = None
+        self._grids[row] = ()
         self.num_active -= 1
         self.active[row] = False
         self._length[row] = 0
@@ -214,12 +228,42 @@ class Rows:
         rows = torch.tensor([*kept, *[0] * num_free], device=self.active.device)
         if self._cache is not None:
             self._cache.select(rows)
-        for name in ("active", "num_drawn", "_length", "_next_input", "_keys", "_temperature", "_drawn", "logprobs"):
+        for name in ("active", "num_drawn", "_length", "_next_input", "_keys", "_temperature", "limit_tokens"):
             setattr(self, name, getattr(self, name)[rows])
+        self._drawn, self.logprobs = self._drawn[rows], self.logprobs[rows]
+        if self._grid is not None and self._grid_logprobs is not None:
+            self._grid, self._grid_logprobs = self._grid[rows], self._grid_logprobs[rows]
         self.active[len(kept) :] = False
         self._length[len(kept) :] = 0
         self._owner = [*(self._owner[row] for row in kept), *[None] * num_free]
+        self._grids = [*(self._grids[row] for row in kept), *[()] * num_free]
         self._kept = [*(self._kept[row] for row in kept), *([] for _ in range(num_free))]
+
+    def _enter_grid(self, rows: Tensor, grid: tuple[float, ...]) -> None:
+        if self._grid is None or self._grid_logprobs is None:
+            shape = (len(self._owner), len(grid))
+            self._grid = torch.ones(shape, device=rows.device)
+            self._grid_logprobs = torch.zeros(shape, dtype=torch.float64, device=rows.device)
+        if self._grid.shape[1] != len(grid):
+            raise ValueError(
+                f"grid = {list(grid)}: another request has {self._grid.shape[1]} temperatures; give all as many"
+            )
+        self._grid[rows] = torch.tensor(grid, device=rows.device)
+        self._grid_logprobs[rows] = 0.0
+
+    def _add_grid_logprobs(self, logits: Tensor, tokens: Tensor) -> None:
+        """Add the log-prob of `tokens` [R] at each temperature of the rows' grids, from untempered `logits` [R, V]."""
+        if self._grid is None or self._grid_logprobs is None or not any(self._grids):
+            return
+        for number in range(self._grid.shape[1]):  # one at a time: [R, K, V] would be K times the logits
+            scaled = tempered(logits, temperature=self._grid[:, number])  # [R, V]
+            chosen = scaled.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) - scaled.logsumexp(dim=-1)  # [R]
+            self._grid_logprobs[:, number] += torch.where(self.active, chosen, 0.0)
+
+    def _grid_logprobs_of(self, row: int) -> tuple[float, ...] | None:
+        if not self._grids[row] or self._grid_logprobs is None:
+            return None
+        return tuple(self._grid_logprobs[row].tolist())
 
     def _make_room(self, tokens: int) -> None:
         assert self._cache is not None

@@ -7,7 +7,7 @@ JSON in `data-chart`, which the page's script reads to show the value under the 
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from markupsafe import Markup, escape
@@ -21,6 +21,17 @@ MAX_POINTS = 400
 MIN_POINTS_TO_SMOOTH = 16
 SMOOTHING_SHARE = 0.1
 """The smoothing span as a share of a line's points: a tenth shows the trend and keeps the turns."""
+
+
+MAX_BAR_LABELS = 16
+FILE_STYLE = (
+    ":root{color-scheme:light dark;--paper:#fff;--soft:#636875;--line:#e4e6ea;--accent:#2f5fd0;--rest:#c9ccd3}"
+    "@media(prefers-color-scheme:dark){:root{--paper:#14161a;--soft:#9aa0ad;--line:#2b2f37;--accent:#84a7ff;"
+    "--rest:#4a4f5a}}.paper{fill:var(--paper)}text{font:9px system-ui,sans-serif;fill:var(--soft)}"
+    ".grid{stroke:var(--line)}.layer{fill:var(--rest)}.layer-0{fill:var(--accent);opacity:.3}"
+    ".layer-1{fill:var(--accent);opacity:.6}.layer-2{fill:var(--accent)}"
+)
+"""The page's colours for a drawing that is a file of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +116,64 @@ def stacked_chart(
     return _svg(parts, frame=frame, label=f"{', '.join(names)} over steps", names=names, xs=xs, ys=ys)
 
 
+def bar_chart(labels: Sequence[str], layers: Sequence[tuple[str, Sequence[float]]]) -> Markup:
+    """Counts by category: one (name, one value a category) a layer, stacked in each bar, the first at the bottom.
+
+    Each piece says its numbers when the pointer rests on it. Raises ValueError without categories or layers, and where
+    a layer has not one value a category."""
+    if not labels or not layers:
+        raise ValueError(f"a bar chart needs categories and layers; got {len(labels)} and {len(layers)}")
+    for name, values in layers:
+        if len(values) != len(labels):
+            raise ValueError(f"a layer holds one value a category; {name} has {len(values)} for {len(labels)}")
+    tops = [sum(column) for column in zip(*(values for _, values in layers), strict=True)]
+    frame = replace(_frame((0, len(labels)), [0.0, *tops]), x_min=0, x_max=len(labels))
+    parts = [_levels(frame)]
+    every = -(-len(labels) // MAX_BAR_LABELS)  # where there are many, not each has room for its label
+    lower = [0.0] * len(labels)
+    for index, (name, values) in enumerate(layers):
+        for place, (label, value) in enumerate(zip(labels, values, strict=True)):
+            if not value:
+                continue
+            top = frame.y(lower[place] + value)
+            parts.append(
+                Markup(
+                    '<rect class="layer layer-{}" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}">'
+                    "<title>{}, {}: {}</title></rect>"
+                ).format(
+                    *(index, frame.x(place + 0.1), top, frame.x(0.8) - frame.x(0), frame.y(lower[place]) - top),
+                    *(name, label, format_number(value)),
+                )
+            )
+            lower[place] += value
+    parts.extend(
+        Markup('<text class="tick" x="{:.1f}" y="{}" text-anchor="middle">{}</text>').format(
+            frame.x(place + 0.5), BOTTOM + 14, label
+        )
+        for place, label in enumerate(labels)
+        if place % every == 0 or place == len(labels) - 1
+    )
+    return Markup(
+        '<svg class="bar-chart" viewBox="0 0 {} {}" width="{}" height="{}" role="img" aria-label="{}">{}</svg>'
+    ).format(WIDTH, HEIGHT, WIDTH, HEIGHT, ", ".join(name for name, _ in layers), Markup("").join(parts))
+
+
+def standalone(drawing: Markup, *, names: Sequence[str]) -> str:
+    """A drawing as a file of its own: with a legend of its layers and the page's colours, light and dark."""
+    legend = Markup("").join(
+        Markup('<rect class="layer layer-{}" x="{}" y="{}" width="9" height="9"/><text x="{}" y="{}">{}</text>').format(
+            index, LEFT + 74 * index, HEIGHT + 2, LEFT + 74 * index + 13, HEIGHT + 10, name
+        )
+        for index, name in enumerate(names)
+    )
+    return str(
+        Markup(
+            '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {} {}" width="{}"><style>{}</style>'
+            '<rect class="paper" width="100%" height="100%"/>{}{}</svg>\n'
+        ).format(WIDTH, HEIGHT + 18, 2 * WIDTH, Markup(FILE_STYLE), drawing, legend)
+    )
+
+
 def interval_bar(value: float, *, low: float, high: float) -> Markup:
     """A value between 0 and 1 with its interval, as one small line: to be compared down a table's column."""
     left, middle, right = (4 + 112 * min(max(number, 0.0), 1.0) for number in (low, value, high))
@@ -183,8 +252,8 @@ def _frame(steps: tuple[float, float], values: Sequence[float]) -> Frame:
     )
 
 
-def _axes(frame: Frame) -> Markup:
-    """Hairlines at round values with their numbers, and the first and last round steps."""
+def _levels(frame: Frame) -> Markup:
+    """Hairlines at round values with their numbers."""
     parts = []
     for value in ticks(frame.y_min, frame.y_max, count=3):
         y = frame.y(value)
@@ -194,6 +263,12 @@ def _axes(frame: Frame) -> Markup:
                 '<text class="tick" x="{}" y="{:.1f}" text-anchor="end">{}</text>'
             ).format(LEFT, y, RIGHT, y, LEFT - 6, y + 3.5, format_number(_rounded(value)))
         )
+    return Markup("").join(parts)
+
+
+def _axes(frame: Frame) -> Markup:
+    """Hairlines at round values with their numbers, and the first and last round steps."""
+    parts = [_levels(frame)]
     for value in ticks(frame.x_min, frame.x_max, count=4):
         if value == int(value):
             parts.append(

@@ -7,19 +7,22 @@ import json
 import math
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console as RichConsole
 from rich.markup import escape
+from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from curricula import Progress as ProfileProgress
 from grpo.folder import named_disk_errors
+from grpo.manifest import TierSummary
+from grpo.tracking.evaluations import Cell, Line, SetTable, in_order, set_tables
 
 SECONDS_BETWEEN_LINES = 10.0
+BAR_CHARACTERS = 24
 
 
 class _RichConsole(RichConsole):
@@ -38,6 +41,7 @@ class Console:
         self._num_steps = num_steps
         self._started = time.monotonic()
         self._first_step: int | None = None
+        self._profile_began: tuple[float, int] | None = None  # when, and the rollouts that were known by then
         self._spoke = 0.0
         self._line_is_open = False  # a line that moves in place stands on the terminal, without its end
         self._log: Path | None = None
@@ -70,14 +74,41 @@ class Console:
         self._keep(line)
 
     def profile_progress(self, progress: ProfileProgress) -> None:
-        """How far the profile is, with the tiers so far."""
+        """How far the profile is, with the tiers so far and the time that is left."""
+        if self._profile_began is None:
+            self._profile_began = (time.monotonic(), progress.num_rollouts)
+        began, known_rollouts = self._profile_began
+        drawn, left = progress.num_rollouts - known_rollouts, progress.left.typical
         tiers = ", ".join(f"{tier} {count}" for tier, count in progress.tiers.items())
         tiers += f", {progress.num_without_tier} without a tier" if progress.num_without_tier else ""
+        seconds_left = (time.monotonic() - began) / drawn * left if drawn else math.nan
+        when = f", about {seconds_left:.0f} s left" if left and drawn else ""
+        is_last = progress.num_finished == progress.num_problems
         self._now_and_then(
             f"profile: {progress.num_finished}/{progress.num_problems} problems, {progress.num_rollouts} rollouts "
-            f"(at most {progress.most_rollouts_left} left); {tiers}",
-            last=progress.num_finished == progress.num_problems,
+            f"(about {left:.0f} left, at most {progress.left.most}){when}; {tiers}",
+            last=is_last,
+            done=progress.num_rollouts / max(progress.num_rollouts + left, 1.0),
         )
+        if is_last:
+            self._profile_began = None  # the next one has a clock of its own
+
+    def tiers(self, summaries: Sequence[TierSummary]) -> None:
+        """The table of a finished profile."""
+        if self._is_quiet:
+            return
+        table = Table("tier", title="tiers", title_justify="left")
+        for name in ("problems", "share", "rollouts a problem", "tokens a rollout", "label wrong", "wrong labels"):
+            table.add_column(name, justify="right")
+        for row in summaries:
+            means = (
+                (f"{row.mean_rollouts:.1f}", f"{row.mean_tokens:.1f}", f"{row.mean_label_error:.1%}")
+                if row.num_problems
+                else ("–", "–", "–")
+            )
+            table.add_row(row.tier, f"{row.num_problems:,}", f"{row.share:.1%}", *means, f"{row.num_wrong:.1f}")
+        self._end_line()
+        self._rich.print(table)
 
     def step(self, metrics: Mapping[str, float]) -> None:
         """One step of training: where it is, what it earns, how long is left."""
@@ -99,27 +130,16 @@ class Console:
         )
 
     def results(self, evals: Path, *, report: Path) -> None:
-        """The table of the evaluations in a run's folder, and where the report is."""
+        """The tables of the evaluations in a run's folder, one a set, and where the report is."""
         if self._is_quiet:
             return
-        table = Table("", title="held-out problems", title_justify="left")
-        read = {p.stem: json.loads(p.read_text(encoding="utf-8")) for p in sorted(evals.glob("*.json"), reverse=True)}
-        for name, evaluation in read.items():
-            table.add_column(f"{name} (step {evaluation['step']})", justify="right")
-        rows: dict[str, dict[str, Any]] = {}
-        for name, evaluation in read.items():
-            heldout = evaluation["sets"]["heldout"]
-            for group, of_group in {"": heldout, **heldout["by_group"]}.items():
-                for metric, estimate in of_group["metrics"].items():
-                    if not group or metric == "pass@1":
-                        rows.setdefault(f"{metric} {'· ' + group if group else ''}", {})[name] = estimate
-        for label, cells in rows.items():
-            shown = [cells.get(name) for name in read]
-            table.add_row(label, *(f"{c['value']:.3f} [{c['low']:.3f}, {c['high']:.3f}]" if c else "–" for c in shown))
-        self._rich.print(table)
+        read = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(evals.glob("*.json"))]
+        for of_set in set_tables(in_order(read)):
+            self._rich.print(_results(of_set))
         self._rich.print(f"report: {report}")
 
-    def _now_and_then(self, line: str, *, last: bool) -> None:
+    def _now_and_then(self, line: str, *, last: bool, done: float | None = None) -> None:
+        """A line of progress; `done` is the share of the work that a bar in front of it shows on a terminal."""
         due = last or time.monotonic() - self._spoke >= SECONDS_BETWEEN_LINES
         if due:
             self._spoke = time.monotonic()
@@ -128,13 +148,21 @@ class Console:
                 self.say(line)
             return
         # Past rich, which strips the return to the line's beginning; a longer line would wrap and stay.
-        self._rich.file.write(f"\r\x1b[2K{line[: self._rich.width - 1]}")
+        bar, width = self._bar(done), self._rich.width - 1 - (BAR_CHARACTERS + 1 if done is not None else 0)
+        self._rich.file.write(f"\r\x1b[2K{bar}{line[:width]}")
         self._rich.file.flush()
         self._line_is_open = True
         if due:
             self._keep(line)
         if last:
             self._end_line()
+
+    def _bar(self, done: float | None) -> str:
+        if done is None:
+            return ""
+        with self._rich.capture() as captured:
+            self._rich.print(ProgressBar(total=1.0, completed=done, width=BAR_CHARACTERS))
+        return captured.get().rstrip("\n") + " "
 
     def _keep(self, line: str) -> None:
         with self._lock:
@@ -151,3 +179,28 @@ class Console:
         if self._line_is_open:
             self._rich.file.write("\n")
             self._line_is_open = False
+
+
+def _results(of_set: SetTable) -> Table:
+    """A set's scores, what sets each policy apart from the first, and pass@1 of its parts."""
+    policies = of_set.policies
+    number, rollouts = policies[0]["num_problems"], policies[0]["num_rollouts"]
+    table = Table("", title=f"{of_set.name}: {number} problems × {rollouts} rollouts", title_justify="left")
+    for policy in policies:
+        table.add_column(f"{policy['name']} (step {policy['step']})", justify="right")
+    _add(table, of_set.scores)
+    if of_set.differences:
+        table.add_section()
+        _add(table, of_set.differences, suffix=f" − {of_set.against}")
+    for name, lines in of_set.parts:
+        table.add_section()
+        of_passes = [line for line in lines if "pass@1" in line.name.split()]
+        _add(table, of_passes, prefix=f"{name} ", suffix=f" − {of_set.against}")
+    return table
+
+
+def _add(table: Table, lines: Sequence[Line], *, prefix: str = "", suffix: str = "") -> None:
+    for line in lines:
+        shown = [f"{c.number} [{c.interval.replace(' to ', ', ')}]" if isinstance(c, Cell) else c for c in line.cells]
+        name = escape(f"{prefix}{line.name}{suffix if line.is_difference else ''}")
+        table.add_row(name, *(escape(cell or "–") for cell in shown))

@@ -1,18 +1,19 @@
 """What is counted in a step, under the names that docs/metrics.md explains. Reads what flowed; changes nothing."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from statistics import pstdev
 from typing import Any
 
 from torch import Tensor
 
+from grpo.batch import MicroBatch
 from grpo.losses import LossTerms
 from grpo.types import Group, StepStats
 from rewards import Status
 
 
-def group_metrics(stats: StepStats, groups: Sequence[Group], *, num_wanted: int) -> None:
-    """Rewards, outcomes and lengths of every group that was sampled in the step, dropped ones included."""
+def group_metrics(stats: StepStats, groups: Sequence[Group]) -> None:
+    """Rewards, outcomes and lengths of every group of the step, dropped ones included."""
     rewards = [reward for group in groups for reward in group.rewards]
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     valued = [group for group in groups if group.values]
@@ -27,12 +28,9 @@ def group_metrics(stats: StepStats, groups: Sequence[Group], *, num_wanted: int)
     stats.add_values("group/zero_std_fraction", [float(group.degenerate) for group in groups])
     stats.add_values("group/solved_all", [float(group.pass_rate == 1) for group in valued])
     stats.add_values("group/solved_none", [float(group.pass_rate == 0) for group in valued])
-    num_kept = min(num_wanted, sum(not group.degenerate for group in groups))
-    stats.add("group/dropped_fraction", total=len(groups) - num_kept, count=len(groups))
     stats.add_values("completion/length_mean", [float(rollout.num_actions) for rollout in rollouts])
     stats.add_max("completion/length_max", max(rollout.num_actions for rollout in rollouts))
     stats.add_values("completion/truncated_fraction", [float(not rollout.finished) for rollout in rollouts])
-    stats.add_count("sampling/tokens", sum(rollout.num_actions for rollout in rollouts))
 
 
 def loss_metrics(stats: StepStats, terms: LossTerms, *, entropy: Tensor) -> None:
@@ -49,11 +47,12 @@ def loss_metrics(stats: StepStats, terms: LossTerms, *, entropy: Tensor) -> None
     stats.add_count("optim/tokens", count)
 
 
-def sampler_metrics(stats: StepStats, *, policy_logprobs: Tensor, sampler_logprobs: Tensor) -> None:
-    """How far the sampler's log-probs [A] are from the policy's [A] before the step's first update.
+def sampler_metrics(stats: StepStats, batch: MicroBatch, *, policy_logprobs: Tensor) -> None:
+    """How far the sampler's log-probs are from the policy's [A] before the step's first update.
 
-    `policy/sampler_kl` is KL(sampler || policy) by Schulman's k3, whose tokens were drawn from the sampler."""
-    log_ratio = policy_logprobs - sampler_logprobs
+    `policy/sampler_kl` is KL(sampler || policy) by Schulman's k3, whose tokens were drawn from the sampler. What an
+    earlier policy drew says nothing about it and does not count."""
+    log_ratio = (policy_logprobs - batch.sampler_logprobs)[~batch.stale]
     if len(log_ratio) == 0:  # a filler
         return
     # expm1: near 0, where the two agree, exp(x) − 1 − x would be rounding and little else.
@@ -66,7 +65,7 @@ def rollout_rows(
     *,
     step: int,
     stage: str,
-    tiers: Mapping[str, str],
+    tier_of: Callable[[str], str | None],
     advantages: Mapping[tuple[str, int], float],
 ) -> Iterator[dict[str, Any]]:
     """One row a rollout for rollouts/step_N.jsonl; the advantage is null for one that did not enter the loss."""
@@ -78,7 +77,7 @@ def rollout_rows(
                 "problem_id": rollout.problem_id,
                 "attempt": rollout.attempt,
                 "stage": stage,
-                "tier": tiers.get(rollout.problem_id),
+                "tier": tier_of(rollout.problem_id),
                 "prompt": group.problem.prompt,
                 "completion": text,
                 "answer": group.problem.answer,

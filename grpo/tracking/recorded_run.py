@@ -11,6 +11,9 @@ from typing import Any, TypeGuard
 
 import yaml
 
+from grpo.errors import DataError
+from grpo.manifest import MANIFEST_FILE, Manifest, read_manifest
+
 Row = dict[str, Any]
 
 
@@ -22,7 +25,7 @@ class RecordedRun:
     config: Row
     metrics: list[Row]
     events: list[Row]
-    profile: Row | None
+    profile: Manifest | None
     evaluations: list[Row]
     notes: list[str] = field(default_factory=list)
 
@@ -65,8 +68,8 @@ def read_run(run_dir: Path) -> RecordedRun:
         config=config,
         metrics=[by_step[step] for step in sorted(by_step)],
         events=read_jsonl(run_dir / "events.jsonl", notes=notes),
-        profile=read_json(run_dir / "profile" / "tiers.json", notes=notes),
-        evaluations=sorted((e for e in evaluations if e is not None), key=_evaluation_order),
+        profile=read_profile(run_dir / "profile" / MANIFEST_FILE, notes=notes),
+        evaluations=[evaluation for evaluation in evaluations if evaluation is not None],
         notes=notes,
     )
 
@@ -106,6 +109,17 @@ def read_json(path: Path, *, notes: list[str]) -> Row | None:
     return row
 
 
+def read_profile(path: Path, *, notes: list[str]) -> Manifest | None:
+    """The profile's manifest; None where there is no file, and None with a note where it cannot be read."""
+    if not path.is_file():
+        return None
+    try:
+        return read_manifest(path)
+    except DataError as error:
+        notes.append(f"{path.parent.name}/{path.name} is not a readable tier manifest and was left out ({error}).")
+        return None
+
+
 def choose_rollouts(counts: Sequence[int], *, limit: int) -> list[list[int]]:
     """Which lines of each file to show, given the files' line counts: at most `limit`, evenly over files and lines.
 
@@ -130,12 +144,6 @@ def num_lines(path: Path) -> int:
 def is_number(value: Any) -> TypeGuard[float]:
     """A number that can be drawn: finite, and no bool. The bound leaves room for a chart's own arithmetic."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
-
-
-def _evaluation_order(evaluation: Row) -> tuple[bool, float, str]:
-    """By step, and the one named final last: the headline shows the last."""
-    step, name = evaluation.get("step"), str(evaluation.get("name"))
-    return name == "final", float(step) if is_number(step) else -1.0, name
 
 
 def _parsed(line: bytes) -> Row | None:

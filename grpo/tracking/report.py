@@ -16,13 +16,16 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from grpo.tracking.charts import Mark, format_number, interval_bar, line_chart, stacked_chart
+from grpo.manifest import by_tier, difficulty_histogram
+from grpo.tracking.charts import Mark, bar_chart, format_number, interval_bar, line_chart, stacked_chart
+from grpo.tracking.decisions import decision_marks, decisions
+from grpo.tracking.evaluations import Cell, Line, SetTable, in_order, set_tables
+from grpo.tracking.ledger import ledger
 from grpo.tracking.recorded_run import RecordedRun, Row, choose_rollouts, is_number, num_lines, read_jsonl, read_run
 
 MAX_ROLLOUTS = 2000
 MAX_TEXT_CHARACTERS = 8000
 MAX_EVENTS = 200
-MAX_DECISIONS = 60
 PREFIXES = (
     "reward",
     "group",
@@ -73,18 +76,21 @@ def write_report(run_dir: Path) -> Path:
 def _page(run: RecordedRun) -> Row:
     """Everything the template shows. A section without its file is None, and the template says which file it needs."""
     rollouts = _rollouts(run)  # first: it may add notes
+    bills = ledger(run)
     name = run.config.get("run", {}).get("name") if isinstance(run.config.get("run"), dict) else None
     return {
         "title": str(name or run.folder.resolve().name),
         "folder": run.folder.resolve().name,
         "headline": _headline(run),
-        "evaluations": [_evaluation(evaluation) for evaluation in run.evaluations],
+        "evaluations": _evaluations(run),
         "evaluation_charts": _charts(run, [n for n in _metric_names(run) if n.startswith("eval/")]),
         "curves": _curves(run),
         "tiers": _tiers(run),
         "tier_chart": _tier_chart(run),
-        "temperature_chart": next(iter(_charts(run, ["sampling/temperature"])), None),
-        **_decisions(run),
+        "ledger": bills,
+        "ledger_total": sum(bill.tokens for bill in bills),
+        "temperature_chart": next(iter(_charts(run, ["sampling/temperature"], marks=decision_marks(run))), None),
+        **decisions(run),
         "rollouts": rollouts,
         "events": [_event(e) for e in run.events if e.get("event") != "temperature"][:MAX_EVENTS],
         "num_events": sum(e.get("event") != "temperature" for e in run.events),
@@ -101,15 +107,12 @@ def _headline(run: RecordedRun) -> list[Row]:
     if is_number(gate.get("pass@1")):
         under = f"after {_shown(gate['sft_steps'])} supervised steps" if "sft_steps" in gate else ""
         cells.append({"label": "pass@1 at the gate", "value": _shown(gate["pass@1"]), "under": under})
-    for evaluated in [_evaluation(e) for e in run.evaluations[-1:]]:
-        for evaluated_set in evaluated["sets"]:
-            for metric in evaluated_set["metrics"]:
-                if metric["name"] == "pass@1":
-                    under = metric["interval"] + _gain(run, evaluated_set["name"], metric)
-                    label = f"pass@1 {evaluated['name']}, {evaluated_set['name']}"
-                    cells.append(
-                        {"label": label, "value": metric["value"], "under": under.removeprefix(" · "), "key": True}
-                    )
+    for of_set in set_tables(in_order(run.evaluations)):
+        passed = next((line.cells[-1] for line in of_set.scores if line.name == "pass@1"), None)
+        if isinstance(passed, Cell):
+            label = f"pass@1 {_shown(of_set.policies[-1]['name'])}, {of_set.name}"
+            under = " · ".join(part for part in (passed.interval, _gain(of_set)) if part)
+            cells.append({"label": label, "value": passed.number, "under": under, "key": True})
     if is_number(best.get("value")):
         under = f"{best.get('metric', '')} at step {_shown(best.get('step'))}"
         cells.append({"label": "best while training", "value": _shown(best["value"]), "under": under})
@@ -124,56 +127,39 @@ def _headline(run: RecordedRun) -> list[Row]:
     return [{"key": False, **cell} for cell in cells]
 
 
-def _gain(run: RecordedRun, set_name: str, metric: Row) -> str:
-    """What the last evaluation has over the first one, on the same set; the gate was on other problems."""
-    first = _evaluation(run.evaluations[0])
-    for evaluated_set in first["sets"] if len(run.evaluations) > 1 else []:
-        for before in evaluated_set["metrics"]:
-            if evaluated_set["name"] == set_name and before["name"] == metric["name"]:
-                return f" · {metric['number'] - before['number']:+.3g} over the {first['name']}"
-    return ""
+def _gain(of_set: SetTable) -> str:
+    """What the last policy has over the first one, problem by problem; the gate was on other problems."""
+    gained = next((line.cells[-1] for line in of_set.differences if line.name == "pass@1"), None)
+    return f"{gained.number} over the {of_set.against} ({gained.interval})" if isinstance(gained, Cell) else ""
 
 
-def _evaluation(evaluation: Row) -> Row:
-    """One file of evals/ as tables: the sets' metrics, and under each set its breakdowns."""
-    sets = []
-    for name, content in _mapping(evaluation.get("sets")).items():
-        content = _mapping(content)
-        breakdowns = [
-            _breakdown(key.removeprefix("by_"), groups)
-            for key, groups in content.items()
-            if key.startswith("by_") and groups
+def _evaluations(run: RecordedRun) -> list[Row]:
+    """The evaluations as tables: a set each, with blocks of lines under one another."""
+    found = []
+    for of_set in set_tables(in_order(run.evaluations)):
+        blocks = [("", of_set.scores), (f"Difference from {of_set.against}", of_set.differences)]
+        blocks += [(f"By {name}", lines) for name, lines in of_set.parts]
+        shown = [
+            {"title": title, "lines": [_line(line, against=of_set.against) for line in lines]}
+            for title, lines in blocks
+            if lines
         ]
-        counts = {key: content.get(key) for key in ("num_problems", "num_rollouts")}
-        sets.append({"name": name, **counts, "metrics": _metrics(content.get("metrics")), "breakdowns": breakdowns})
-    keys = ("name", "step", "temperature")
-    others = [(key.replace("_", " "), v) for key, v in evaluation.items() if key not in keys and is_number(v)]
-    return {**{key: evaluation.get(key) for key in keys}, "sets": sets, "others": others}
+        found.append({"name": of_set.name, "policies": of_set.policies, "blocks": shown})
+    return found
 
 
-def _breakdown(name: str, groups: Any) -> Row:
-    """One set's metrics by tier or group: a row a group, a column a metric."""
-    rows = []
-    for group, values in _mapping(groups).items():
-        content = _mapping(values)
-        metrics = {metric["name"]: metric for metric in _metrics(content.get("metrics", content))}
-        rows.append((group, content.get("num_problems"), metrics))
-    columns = list(dict.fromkeys(column for _, _, metrics in rows for column in metrics))
-    return {"name": name, "columns": columns, "rows": rows}
-
-
-def _metrics(values: Any) -> list[Row]:
-    """Name → {value, low, high} as rows that can be printed; what is no such mapping is no metric."""
-    rows = []
-    for name, metric in _mapping(values).items():
-        value, low, high = (_mapping(metric).get(key) for key in ("value", "low", "high"))
-        if not is_number(value):
-            continue
-        interval, bar = "", Markup("")
-        if is_number(low) and is_number(high):
-            interval, bar = f"{low:.3f} to {high:.3f}", interval_bar(float(value), low=float(low), high=float(high))
-        rows.append({"name": name, "number": value, "value": f"{value:.3f}", "interval": interval, "bar": bar})
-    return rows
+def _line(line: Line, *, against: str) -> Row:
+    """A line whose cells can be printed: a number, its interval, and a bar where it is a share."""
+    cells = []
+    for cell in line.cells:
+        if isinstance(cell, Cell):
+            bar = Markup("")
+            if cell.is_share and cell.low is not None and cell.high is not None:
+                bar = interval_bar(cell.value, low=cell.low, high=cell.high)
+            cells.append({"value": cell.number, "interval": cell.interval, "bar": bar})
+        else:
+            cells.append({"value": cell or "–", "interval": "", "bar": Markup("")})
+    return {"name": line.name + (f" − {against}" if line.is_difference else ""), "cells": cells}
 
 
 def _marks(run: RecordedRun) -> list[Mark]:
@@ -185,14 +171,16 @@ def _metric_names(run: RecordedRun) -> list[str]:
     return list(dict.fromkeys(n for row in run.metrics for n in row if n != "step" and is_number(row[n])))
 
 
-def _charts(run: RecordedRun, names: Sequence[str]) -> list[Row]:
+def _charts(run: RecordedRun, names: Sequence[str], *, marks: Sequence[Mark] = ()) -> list[Row]:
+    """`marks` beside those of the stages."""
     charts = []
     for name in names:
         points = run.curve(name)
         if not points:
             continue
         missing = sum(name in row and not is_number(row[name]) for row in run.metrics)
-        drawing = line_chart(points, name=name, steps=run.steps, marks=_marks(run), stepped=name in SET_NOT_MEASURED)
+        stepped = name in SET_NOT_MEASURED
+        drawing = line_chart(points, name=name, steps=run.steps, marks=[*_marks(run), *marks], stepped=stepped)
         charts.append({"name": name, "last": points[-1][1], "missing": missing, "svg": drawing})
     return charts
 
@@ -213,17 +201,21 @@ def _in_tier_order(names: Iterator[str]) -> list[str]:
 
 
 def _tiers(run: RecordedRun) -> Row | None:
-    """The profile's tiers as bars."""
+    """The profile's tiers: a row each with its share and how sure its labels are, and the picture of difficulty."""
     if run.profile is None:
         return None
-    counts = {str(k): v for k, v in _mapping(run.profile.get("tiers")).items() if is_number(v)}
-    total = sum(counts.values())
-    bars = [
-        {"name": name, "count": counts[name], "percent": 100 * counts[name] / total if total else 0.0}
-        for name in _in_tier_order(iter(counts))
-    ]
-    keys = ("num_rollouts", "temperature")
-    return {"bars": bars, "total": total, **{key: run.profile.get(key) for key in keys}}
+    profile = run.profile
+    labels, counts = difficulty_histogram(profile.rows)
+    return {
+        "summaries": by_tier(profile.rows),
+        "total": len(profile.rows),
+        "without_tier": profile.num_without_tier,
+        "num_rollouts": profile.num_rollouts,
+        "num_tokens": profile.num_tokens,
+        "temperature": profile.rows[0]["temperature"] if profile.rows else None,
+        "names": list(counts),
+        "svg": bar_chart(labels, list(counts.items())),
+    }
 
 
 def _tier_chart(run: RecordedRun) -> Row | None:
@@ -236,18 +228,6 @@ def _tier_chart(run: RecordedRun) -> Row | None:
         return None
     layers = [(name, [curve[step] for step in steps]) for name, curve in zip(names, curves, strict=True)]
     return {"names": names, "svg": stacked_chart(steps, layers, marks=_marks(run))}
-
-
-def _decisions(run: RecordedRun) -> Row:
-    """The temperature controller's decisions, the latest first."""
-    events = [e for e in run.events if e.get("event") == "temperature"]
-    decisions = []
-    for event in reversed(events[-MAX_DECISIONS:]):
-        decision = _mapping(event.get("decision"))
-        candidates = [c for c in decision.get("readings") or [] if isinstance(c, dict)]
-        keys = ("chosen", "current", "reason")
-        decisions.append({"step": event.get("step"), "rows": candidates, **{key: decision.get(key) for key in keys}})
-    return {"decisions": decisions, "num_decisions": len(events)}
 
 
 def _event(event: Row) -> Row:

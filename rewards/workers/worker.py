@@ -2,7 +2,8 @@
 
 A fork of `rewards.workers.nursery`, with a pipe for requests and one for answers. Answers, as JSON lists:
 ["ready"], then for each batch ["started"], for each call ["building"] and ["started"] around the first use of a
-reward, and ["scored", value, status, parts, detail]; ["retire"] when it has used up its memory and wants replacing.
+reward, and ["scored", value, status, parts, detail, answer]; ["retire"] when it has used up its memory and wants
+replacing.
 What verifiers print goes to stderr; what they read from stdin is empty."""
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from rewards.types import Reward, Verifier
 from rewards.workers.frames import read_frame, write_answer
 
 MAX_DETAIL_CHARACTERS = 2_000
+MAX_ANSWER_CHARACTERS = 20_000
 RETIRE_MEMORY_FRACTION = 0.75
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -39,8 +41,7 @@ def main(requests: int, answers: int, *, parent_pid: int) -> None:
         write_answer(answers, ["started"])
         for payload in pickle.loads(batch):
             reward = _judge(payload, verifiers, answers=answers)
-            detail = reward.detail[:MAX_DETAIL_CHARACTERS]
-            write_answer(answers, ["scored", reward.value, reward.status, dict(reward.parts), detail])
+            write_answer(answers, ["scored", *_fields(reward)])
             if reward.value is None and _is_nearly_full(memory_limit_bytes):
                 break
         if _is_nearly_full(memory_limit_bytes):
@@ -63,6 +64,12 @@ def _judge(payload: bytes, verifiers: dict[RewardSpec, Verifier | str], *, answe
         write_answer(answers, ["started"])
     verifier = verifiers[spec]
     return Reward.error(verifier) if isinstance(verifier, str) else verifier(completion, problem)
+
+
+def _fields(reward: Reward) -> list[object]:
+    """A reward as it travels, its texts within bounds: answers that differ after so many characters count as equal."""
+    detail, answer = reward.detail[:MAX_DETAIL_CHARACTERS], reward.answer
+    return [reward.value, reward.status, dict(reward.parts), detail, answer and answer[:MAX_ANSWER_CHARACTERS]]
 
 
 def _guard_pipes(requests: int, answers: int) -> None:

@@ -12,6 +12,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from grpo import published
+from rewards import read_jsonl_rows
+
 Calls = list[dict[str, Any]]  # {"name": …, "arguments": {…}}
 
 LABELLED = ("simple_python", "multiple", "parallel")
@@ -29,21 +32,12 @@ class Case(NamedTuple):
 
 def read_rows(folder: Path) -> list[dict[str, Any]]:
     """The rows of BFCL's files as problems: id, functions, possible_answers (empty for irrelevance)."""
-    answers = {}
-    for category in LABELLED:
-        for row in _lines(folder / "possible_answer" / f"BFCL_v4_{category}.json"):
-            answers[row["id"]] = row["ground_truth"]
+    paths = [folder / f"BFCL_v4_{category}.json" for category in (*LABELLED, "irrelevance")]
     return [
-        {"id": row["id"], "functions": row["function"], "possible_answers": answers.get(row["id"], [])}
-        for category in (*LABELLED, "irrelevance")
-        for row in _lines(folder / f"BFCL_v4_{category}.json")
+        {"id": row["id"], **published.bfcl(row).columns}
+        for path in paths
+        for row in published.with_bfcl_answers([r for r in read_jsonl_rows(path) if isinstance(r, dict)], path)
     ]
-
-
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8") as lines:
-        for line in lines:
-            yield json.loads(line)
 
 
 # --- the three formats ---

@@ -6,15 +6,16 @@ from __future__ import annotations
 
 import ast
 import copy
-import gzip
 import itertools
-import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from grpo import published
+from rewards import read_jsonl_rows
 
 
 class CodeProblem(NamedTuple):
@@ -31,35 +32,29 @@ def shared_folder() -> Path:
 
 
 def read_mbpp(path: Path) -> list[CodeProblem]:
-    """MBPP's rows: its asserts, challenging ones too, its setup, and as the entry point the function that they use."""
-    return [_mbpp_problem(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+    """MBPP's rows with their challenging asserts too, which the published score leaves out."""
+    return [_mbpp_problem(row) for row in _rows(path)]
 
 
 def _mbpp_problem(row: dict[str, Any]) -> CodeProblem:
-    asserts = [*row["test_list"], *row["challenge_test_list"]]
-    used = {node.id for node in ast.walk(ast.parse("\n".join(asserts))) if isinstance(node, ast.Name)}
-    functions = [node.name for node in ast.parse(row["code"]).body if isinstance(node, ast.FunctionDef)]
-    entry_point = next(name for name in functions if name in used)
-    tests = {"type": "assert", "entry_point": entry_point, "asserts": asserts, "setup": row["test_setup_code"]}
-    return CodeProblem(f"MBPP/{row['task_id']}", tests, row["code"])
+    tests = published.mbpp(row).columns["tests"]
+    asserts = [*tests["asserts"], *row["challenge_test_list"]]
+    return CodeProblem(f"MBPP/{row['task_id']}", tests | {"asserts": asserts}, row["code"])
 
 
 def read_humaneval(path: Path) -> list[CodeProblem]:
-    """HumanEval's rows: the check and its call are one test, and the prompt, whose helpers some use, is the setup."""
-    data = path.read_bytes()
-    text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8")
-    return [_humaneval_problem(json.loads(line)) for line in text.splitlines()]
+    """HumanEval's rows."""
+    return [_humaneval_problem(row) for row in _rows(path)]
 
 
 def _humaneval_problem(row: dict[str, Any]) -> CodeProblem:
-    entry_point = row["entry_point"]
-    tests = {
-        "type": "assert",
-        "entry_point": entry_point,
-        "asserts": [f"{row['test']}\ncheck({entry_point})"],
-        "setup": row["prompt"],
-    }
-    return CodeProblem(row["task_id"], tests, row["prompt"] + row["canonical_solution"])
+    problem = published.humaneval(row)
+    assert problem.solution is not None, "every row has one"
+    return CodeProblem(row["task_id"], problem.columns["tests"], problem.solution)
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    return (row for row in read_jsonl_rows(path) if isinstance(row, dict))
 
 
 def passes_plainly(source: str, tests: dict[str, Any], *, timeout_seconds: float) -> bool | None:

@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 from table import Score
 
-from rewards import build
+from grpo import published
+from rewards import build, read_jsonl_rows
 
 ANCHOR = "math-verify's parse and verify"
 ROWS = Path(__file__).resolve().parents[2] / "tests" / "data" / "math_cases.jsonl"
@@ -57,8 +58,8 @@ def is_in_second_half(gold: str, completion: str) -> bool:
 def gsm8k_cases() -> tuple[list[Case], list[Case]]:
     """GSM8K's test answers in the ways that a completion states them, and each answer plus one in the same ways."""
     shared = os.environ.get("GRPO_SHARED_DATA") or Path(__file__).resolve().parents[3] / "shared" / "data"
-    lines = (Path(shared) / "gsm8k" / "test.jsonl").read_text(encoding="utf-8").splitlines()
-    golds = [json.loads(line)["answer"].rsplit("####", 1)[1].strip() for line in lines]
+    rows = read_jsonl_rows(Path(shared) / "gsm8k" / "test.jsonl")
+    golds = [published.gsm8k_answer(row) for row in rows if isinstance(row, dict)]
     own = [Case(gold, form.format(gold), is_right=True) for gold in golds for form in FORMS]
     plus_one = [(gold, f"{int(gold.replace(',', '')) + 1:,}") for gold in golds]
     return own, [Case(gold, form.format(other), is_right=False) for gold, other in plus_one for form in FORMS]

@@ -103,9 +103,9 @@ def rollouts(number: int, *, seed: int) -> list[TrainedRollout]:
             temperature=rng.choice([0.7, 1.0]),
             policy_step=0,
         )
-        made.append(TrainedRollout(rollout=rollout, advantage=rng.gauss(0, 1), group_tokens=0))
+        made.append(TrainedRollout(rollout=rollout, advantage=rng.gauss(0, 1), group_tokens=0, group_rollouts=0))
     tokens = sum(trained.rollout.num_actions for trained in made)
-    return [replace(trained, group_tokens=tokens) for trained in made]
+    return [replace(trained, group_tokens=tokens, group_rollouts=len(made)) for trained in made]
 
 
 def batches(number: int, *, seed: int, rank: int, num_ranks: int) -> list[MicroBatch]:

@@ -1,0 +1,147 @@
+"""The groups of a step: the curriculum's problems, sampled or taken from the profile's stock, and refilled.
+
+Owns the order in which these are asked; which problems, how many and when to stop is the curriculum's to say."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from curricula import Curriculum, refill_deficit
+from grpo.distributed.world import World
+from grpo.rollout import Attempts, Rollouts
+from grpo.stock import Stock
+from grpo.tracking.metrics import group_metrics
+from grpo.types import Group, Problem, Stage, StepStats
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """Groups of a step in the order in which the curriculum gave their problems, refill waves included.
+
+    `kept` are those that are trained on: the first problems_per_step that teach something. `num_missing` of them could
+    not be found within the refills that are allowed."""
+
+    groups: tuple[Group, ...]
+    kept: tuple[Group, ...]
+    num_missing: int
+    num_waves: int
+    sampling_seconds: float
+    reward_seconds: float
+    sampled_tokens: int
+    refill_tokens: int  # of those, what waves after the first drew
+    reused_tokens: int  # of groups that the profile drew; not among those sampled
+
+    @property
+    def kept_tokens(self) -> int:
+        """Sampled tokens of the groups that are trained on, reused ones left out."""
+        return max(0, sum(group.num_tokens for group in self.kept) - self.reused_tokens)
+
+    def count(self, stats: StepStats) -> None:
+        """Add what the step's groups say to its metrics."""
+        group_metrics(stats, self.groups)
+        stats.add("group/dropped_fraction", total=len(self.groups) - len(self.kept), count=len(self.groups))
+        stats.add_count("group/missing", self.num_missing)
+        stats.add_count("time/sampling", self.sampling_seconds)
+        stats.add_count("time/reward", self.reward_seconds)
+        stats.add_count("sampling/waves", self.num_waves)
+        stats.add_count("sampling/tokens", self.sampled_tokens)
+        stats.add_count("tokens/refill", self.refill_tokens)
+        stats.add_count("tokens/reused", self.reused_tokens)
+        stats.add_count("tokens/kept", self.kept_tokens)
+
+
+class Collector:
+    """Collects groups step by step. It changes the curriculum and the stock, whose states are those of step ends."""
+
+    def __init__(
+        self,
+        rollouts: Rollouts,
+        curriculum: Curriculum,
+        stock: Stock,
+        *,
+        problems: Mapping[str, Problem],
+        stages: Sequence[Stage],
+        max_refill_waves: int,
+        reuse_steps: int,
+        success_threshold: float,
+        world: World,
+    ) -> None:
+        """Groups of `stock` are taken in the first `reuse_steps` steps."""
+        self._rollouts, self._curriculum, self._stock = rollouts, curriculum, stock
+        self._problems, self._stages = problems, stages
+        self._max_waves = max_refill_waves + 1
+        self._reuse_steps = reuse_steps
+        self._success_threshold = success_threshold
+        self._world = world
+
+    @property
+    def stage(self) -> Stage:
+        """The sizes of the stage that the curriculum is in."""
+        return self._stages[self._curriculum.stage]
+
+    def collect(self, *, step: int, temperature: float, grid: tuple[float, ...] = ()) -> Collected:
+        """The groups of step `step`, counted from 0, with log-probs at the temperatures of `grid` too.
+
+        Raises GaveUp where the sampler does."""
+        wanted = self.stage.problems_per_step
+        groups: list[Group] = []
+        given: Counter[str] = Counter()
+        waves, sampled_tokens, refill_tokens, reused_tokens = 0, 0, 0, 0
+        sampling_seconds, reward_seconds = 0.0, 0.0
+        while deficit := refill_deficit(wanted, _num_varied(groups), waves, max_waves=self._max_waves):
+            asked = self._curriculum.next(deficit)
+            stocked = self._stocked(asked) if step < self._reuse_steps else {}
+            attempts = []
+            for place, problem_id in enumerate(asked):
+                # A small pool gives a problem again within a step; its attempts have numbers and noise of their own.
+                first = given[problem_id] * self.stage.group_size
+                given[problem_id] += 1
+                if place not in stocked:
+                    size = self._curriculum.group_size(problem_id, of_stage=self.stage.group_size)
+                    attempts.append(Attempts(self._problems[problem_id], first, size))
+            drawn: list[Group] = []
+            if attempts:
+                sampled = self._rollouts.run(
+                    attempts,
+                    temperature=temperature,
+                    phase="train",
+                    step=step,
+                    limit_tokens=self.stage.max_completion_tokens,
+                    grid=grid,
+                )
+                drawn = list(sampled.groups)
+                sampled_tokens += sampled.num_tokens
+                refill_tokens += sampled.num_tokens if waves else 0
+                sampling_seconds += sampled.sampling_seconds
+                reward_seconds += sampled.reward_seconds
+            of_wave = [stocked.get(place) or drawn.pop(0) for place in range(len(asked))]
+            self._curriculum.observe([group.outcome for group in of_wave if group.outcome.num_rollouts])
+            groups += of_wave
+            waves += 1
+            reused_tokens += sum(group.num_tokens for group in stocked.values())
+        kept = tuple(group for group in groups if not group.degenerate)[:wanted]
+        return Collected(
+            groups=tuple(groups),
+            kept=kept,
+            num_missing=wanted - len(kept),
+            num_waves=waves,
+            sampling_seconds=sampling_seconds,
+            reward_seconds=reward_seconds,
+            sampled_tokens=sampled_tokens,
+            refill_tokens=refill_tokens,
+            reused_tokens=reused_tokens,
+        )
+
+    def _stocked(self, asked: Sequence[str]) -> dict[int, Group]:
+        """Groups of the stock for the problems asked for, by place. The main rank reads; the others are told."""
+        found: dict[int, Group] = {}
+        if self._world.is_main:
+            for place, problem_id in enumerate(asked):
+                group = self._stock.take(self._problems[problem_id], success_threshold=self._success_threshold)
+                if group is not None:
+                    found[place] = group
+        return self._world.broadcast(found)
+
+
+def _num_varied(groups: Sequence[Group]) -> int:
+    return sum(not group.degenerate for group in groups)
