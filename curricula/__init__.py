@@ -54,7 +54,7 @@ from curricula.profiling import (
     expected_rollouts_left,
     wave_boundaries,
 )
-from curricula.refill import refill_deficit
+from curricula.refill import refill_size
 from curricula.shards import Record
 from curricula.stages import StageRule, TwoStages
 from curricula.store import ProfileStore, TierRow, tier_table
@@ -119,7 +119,7 @@ __all__ = [
     "pass_at_k",
     "pass_hat_k",
     "ratio_interval",
-    "refill_deficit",
+    "refill_size",
     "reweight",
     "tier_intervals",
     "tier_table",

@@ -29,13 +29,12 @@ class Online:
                 1, 2, 4, … up to max_wait_epochs epochs, twice as long with every group that fails too; one success
                 ends it. There is no tier extreme: a group has no more to say
 
-    What a step is given follows from what it is for. Its first request explores: unseen problems come first, then
-    those whose rest is over (for half of the request where there are moderate ones), then moderate ones. The requests
-    after it replace groups without variance, so they practise: moderate problems first, all of them before any comes
-    again, and unseen ones where those are used up. So it is the yield itself that sets the balance: in a mild pool
-    most first groups have variance and little is refilled, which is a walk through the pool; in a pool where nine of
-    ten problems are hopeless or trivial, nine of ten first groups are replaced by problems known to teach. Without
-    refills it explores until every problem was seen.
+    Unseen problems come first, in a step's first request and in its refills. So the look at the pool is a profile
+    that costs nothing beside practice: what it finds is trained on at once, in steps that the refills make full, and
+    no problem is repeated while others are unknown. (Refilling with the few that are known to teach would practise
+    those over and over at the start.) Once all were seen, the first request takes those whose rest is over, for half
+    of it where there are moderate ones, then moderate ones; refills take moderate ones first, all of them before any
+    comes again. In a mild pool all of this is a walk through it.
 
     An epoch is as many groups as the pool has problems, whoever they are given to. A clock that counted walks through
     the eligible would run ever faster as fewer are, and spend the run on checks: with 10 problems of 1,000 left, 95 %
@@ -187,7 +186,7 @@ class Online:
         """Whom a request takes, in order, and how many of its problems at most."""
         everyone = num_problems
         if self._step.num_given:
-            return [("moderate", everyone), ("unseen", everyone), ("due", everyone), ("anyone", everyone)]
+            return [("unseen", everyone), ("moderate", everyone), ("due", everyone), ("anyone", everyone)]
         practises = self._eligible["moderate"].num_left(given=given) > 0
         num_due = -(-num_problems // 2) if practises else num_problems
         order = [("unseen", everyone), ("due", num_due), ("moderate", everyone)]

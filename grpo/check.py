@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from curricula.refill import MOST_PER_WAVE
 from grpo.config import ModelConfig, RunConfig
 from grpo.data import load_problem_sets
 from grpo.distributed.deepspeed_config import resolved
@@ -242,15 +243,15 @@ def _steps(config: RunConfig, *, longest_tokens: int) -> dict[str, object]:
 def _step(config: RunConfig, stage: Stage, longest_tokens: int) -> dict[str, int]:
     train = config.train
     rollouts = stage.problems_per_step * stage.group_size
-    waves = 1 + config.curriculum.max_refill_waves
+    most = 1 + MOST_PER_WAVE * config.curriculum.max_refill_waves  # times the problems of a step
     groups_of_update = -(-stage.problems_per_step // train.minibatches_per_step)
     rows_of_micro_batch = max(1, train.tokens_per_micro_batch // longest_tokens)
     micro_batches = -(-groups_of_update * stage.group_size // rows_of_micro_batch)
     updates = train.minibatches_per_step * train.epochs_per_step
     return {
         "rollouts a step": rollouts,
-        "rollouts a step with refills, at most": rollouts * waves,
-        "tokens sampled a step, at most": rollouts * waves * config.sampling.max_completion_tokens,
+        "rollouts a step with refills, at most": rollouts * most,
+        "tokens sampled a step, at most": rollouts * most * config.sampling.max_completion_tokens,
         "optimizer updates a step, at most": updates,
         "micro-batches a step, at most": updates * micro_batches,
     }

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from curricula import Curriculum, refill_deficit
+from curricula import Curriculum, refill_size
 from grpo.distributed.world import World
 from grpo.rollout import Attempts, Rollouts
 from grpo.stock import Stock
@@ -88,8 +88,10 @@ class Collector:
         given: Counter[str] = Counter()
         waves, sampled_tokens, refill_tokens, reused_tokens = 0, 0, 0, 0
         sampling_seconds, reward_seconds = 0.0, 0.0
-        while deficit := refill_deficit(wanted, _num_varied(groups), waves, max_waves=self._max_waves):
-            asked = self._curriculum.next(deficit)
+        while size := refill_size(
+            wanted, kept=_num_varied(groups), asked=len(groups), waves_done=waves, max_waves=self._max_waves
+        ):
+            asked = self._curriculum.next(size)
             stocked = self._stocked(asked) if step < self._reuse_steps else {}
             attempts = []
             for place, problem_id in enumerate(asked):
@@ -97,8 +99,8 @@ class Collector:
                 first = given[problem_id] * self.stage.group_size
                 given[problem_id] += 1
                 if place not in stocked:
-                    size = self._curriculum.group_size(problem_id, of_stage=self.stage.group_size)
-                    attempts.append(Attempts(self._problems[problem_id], first, size))
+                    num_rollouts = self._curriculum.group_size(problem_id, of_stage=self.stage.group_size)
+                    attempts.append(Attempts(self._problems[problem_id], first, num_rollouts))
             drawn: list[Group] = []
             if attempts:
                 sampled = self._rollouts.run(

@@ -33,7 +33,7 @@ from curricula import (
     TwoStages,
     Uniform,
     Weighted,
-    refill_deficit,
+    refill_size,
 )
 
 REQUESTS = (32, 10, 5)
@@ -166,15 +166,17 @@ def yield_of(curriculum: Curriculum, *, rates: dict[str, float], seed: int) -> t
     useful: set[str] = set()
     for _ in range(80):
         kept: list[str] = []
+        num_asked = 0
         for wave in range(3):
-            deficit = refill_deficit(32, len(kept), wave, max_waves=3)
-            if not deficit:
+            size = refill_size(32, kept=len(kept), asked=num_asked, waves_done=wave, max_waves=3)
+            if not size:
                 break
-            chosen = curriculum.next(deficit)
+            num_asked += size
+            chosen = curriculum.next(size)
             outcomes = [Outcome(name, 16, int(random.binomial(16, rates[name]))) for name in chosen]
             curriculum.observe(outcomes)
             kept += [outcome.problem_id for outcome in outcomes if 0 < outcome.num_correct < 16]
-            num_groups += deficit
+            num_groups += size
         curriculum.end_step()
         num_kept += len(kept)
         useful |= set(kept)

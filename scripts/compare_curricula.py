@@ -10,6 +10,7 @@ tables are printed from what is finished (`--table-only` prints them alone)."""
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -48,11 +49,9 @@ POOLS: Mapping[str, Mapping[str, Any]] = {
 MODERATE = "{name: moderate, tiers: [moderate], follow_moves: true}"
 ARMS: Mapping[str, Sequence[str]] = {
     "uniform": (),
-    "uniform, 8 refills": ("curriculum.max_refill_waves=8",),
     "uniform, no refill": ("curriculum.max_refill_waves=0",),
     "weighted": ("curriculum.kind=weighted",),
     "online": ("curriculum.kind=online",),
-    "online, first groups of 8": ("curriculum.kind=online", "curriculum.first_group_size=8"),
     "tiers": ("curriculum.kind=two_stages", f"curriculum.stages=[{MODERATE}]"),
 }
 CURVE_POINTS = 6
@@ -152,6 +151,7 @@ def run_arm(seed: int, pool: str, arm: str, *, folder: Path, changes: Sequence[s
         result = evaluated(run, config)
     spent = {"cpu_seconds": trained - begun, "evaluation_cpu_seconds": time.process_time() - trained}
     (folder / "results").mkdir(exist_ok=True)
+    shutil.rmtree(folder / name / "checkpoints")  # their scores are all that is wanted of them
     write_json(result_path(seed, pool, arm, folder=folder), {"seed": seed, "pool": pool, "arm": arm, **spent, **result})
 
 

@@ -43,8 +43,8 @@ def test_the_steps_of_a_uniform_run_are_counted_as_by_hand(tmp_path):
     assert found["reward"].endswith("small_reward.py")
     assert found["tokens of the longest rollout"] == 12 + 8
     assert found["rollouts a step"] == 30
-    assert found["rollouts a step with refills, at most"] == 90  # a first wave and two refills
-    assert found["tokens sampled a step, at most"] == 90 * 8
+    assert found["rollouts a step with refills, at most"] == 30 + 2 * 4 * 30  # a first wave and two refills
+    assert found["tokens sampled a step, at most"] == 270 * 8
     assert found["optimizer updates a step, at most"] == 6
     # The larger minibatch has 3 groups, 18 rollouts; 5 of 20 tokens fit into 100: 4 micro-batches, in 6 updates.
     assert found["micro-batches a step, at most"] == 24

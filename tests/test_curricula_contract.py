@@ -259,3 +259,12 @@ def test_the_example_in_the_package_docstring_runs_as_it_stands(tmp_path, monkey
     exec(example, names)
     assert names["tiers"] == {"easy": Tier.trivial, "fair": Tier.moderate, "hard": Tier.extreme}
     assert names["curriculum"].stage_name == "moderate"
+
+
+@members
+def test_a_tier_is_one_of_the_four_or_none_and_a_group_is_no_larger_than_the_stages(build):
+    curriculum = build(0)
+    practise(curriculum, steps=5)
+    for name in IDS:
+        assert curriculum.tier_of(name) in {None, *TIERS}
+        assert 2 <= curriculum.group_size(name, of_stage=16) <= 16

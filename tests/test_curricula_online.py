@@ -109,17 +109,34 @@ def test_with_two_groups_needed_nobody_rests_after_the_first():
     assert curriculum.metrics()["curriculum/resting_problems"] == 4
 
 
-def test_first_requests_explore_and_refills_practise_what_is_known_to_teach():
+def test_unseen_problems_come_first_also_in_refills_and_then_refills_practise_what_is_known_to_teach():
     teaching = {f"p{index:04d}" for index in range(0, 200, 10)}
     curriculum = Online(ids(200), seed=0)
     play(curriculum, steps=5, problems=20, right=lambda name: 4 if name in teaching else 0)  # half the pool is seen
-    seen = 200 - curriculum.metrics()["curriculum/unseen_problems"]
     first, refill = curriculum.next(20), curriculum.next(5)
-    assert seen == 100
+    assert all(curriculum.tier_of(name) is None for name in [*first, *refill])
+    assert len({*first, *refill}) == 25
     curriculum.end_step()
     assert curriculum.metrics()["curriculum/unseen_problems"] == 100  # given, and not told of: as if never given
-    assert set(refill) <= teaching
-    assert len(set(first)) == 20
+    play(curriculum, steps=5, problems=20, right=lambda name: 4 if name in teaching else 0)
+    assert curriculum.metrics()["curriculum/unseen_problems"] == 0
+    curriculum.next(20)
+    assert set(curriculum.next(5)) <= teaching
+
+
+@pytest.mark.parametrize(("first_group_size", "expected"), [(None, 16), (8, 8), (32, 16)])
+def test_a_first_group_may_be_smaller_than_others(first_group_size, expected):
+    curriculum = Online(ids(4), seed=0, first_group_size=first_group_size)
+    assert curriculum.group_size("p0000", of_stage=16) == expected
+    curriculum.observe([Outcome("p0000", 8, 4)])
+    curriculum.end_step()
+    assert curriculum.group_size("p0000", of_stage=16) == 16
+    assert curriculum.group_size("p0001", of_stage=16) == expected
+
+
+def test_a_first_group_of_one_is_refused():
+    with pytest.raises(ValueError, match="first_group_size = 1"):
+        Online(ids(4), seed=0, first_group_size=1)
 
 
 def test_problems_whose_rest_is_over_take_half_of_a_request_while_others_can_be_practised():

@@ -1,5 +1,6 @@
 """Stages: which problems they practise, when they end, how problems move; refill; weights and shares."""
 
+import math
 from collections import Counter
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 
 from curricula.mixture import Mixture
 from curricula.plateau import PlateauRule
-from curricula.refill import refill_deficit
+from curricula.refill import refill_size
 from curricula.stages import StageRule, TwoStages
 from curricula.tiers import MoveRule, RunningRates, moved_tier
 from curricula.types import Outcome, Tier
@@ -175,14 +176,32 @@ def test_a_group_weighs_half_as_much_a_half_life_later():
     assert rates.rate(0) == before
 
 
-def test_refill_asks_for_the_deficit_until_its_waves_are_used_up():
-    assert refill_deficit(32, 0, 0, max_waves=3) == 32
-    assert refill_deficit(32, 20, 1, max_waves=3) == 12
-    assert refill_deficit(32, 33, 1, max_waves=3) == 0
-    assert refill_deficit(32, 30, 3, max_waves=3) == 0
-    assert refill_deficit(32, 20, 1, max_waves=1) == 0
-    with pytest.raises(ValueError, match="max_waves"):
-        refill_deficit(32, 0, 0, max_waves=0)
+def test_a_refill_asks_for_what_should_hold_the_missing_groups_until_its_waves_are_used_up():
+    def size(kept, asked, waves, *, most=3):
+        return refill_size(32, kept=kept, asked=asked, waves_done=waves, max_waves=most)
+
+    assert size(0, 0, 0) == 32
+    assert size(20, 32, 1) == math.ceil(12 * 34 / 21) == 20  # 12 are missing, and 21 of 34 teach
+    assert size(31, 32, 1) == 2
+    assert size(4, 32, 1) == 4 * 32  # 28 · 34 / 5 = 191 would be a guess at most
+    assert size(0, 32, 1) == 4 * 32
+    assert (size(32, 32, 1), size(33, 40, 1)) == (0, 0)
+    assert (size(30, 60, 3), size(20, 32, 1, most=1)) == (0, 0)
+    for wrong in ({"max_waves": 0}, {"kept": 3, "asked": 2}, {"waves_done": -1}):
+        with pytest.raises(ValueError, match="refill needs"):
+            refill_size(32, **({"kept": 0, "asked": 0, "waves_done": 0, "max_waves": 1} | wrong))
+
+
+@pytest.mark.parametrize(("share", "most_missing"), [(0.1, 0.2), (0.3, 0.05), (0.8, 0.05)])
+def test_two_refills_fill_nearly_every_step_whatever_share_of_groups_teaches(share, most_missing):
+    random = np.random.Generator(np.random.PCG64(0))
+    missing = 0
+    for _ in range(400):
+        kept = asked = waves = 0
+        while wave := refill_size(16, kept=kept, asked=asked, waves_done=waves, max_waves=3):
+            kept, asked, waves = kept + int(random.binomial(wave, share)), asked + wave, waves + 1
+        missing += max(0, 16 - kept)
+    assert missing / (400 * 16) < most_missing
 
 
 def test_weights_follow_the_spread_of_the_outcomes():

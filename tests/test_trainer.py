@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from curricula import refill_deficit
+from curricula import refill_size
 from grpo import checkpoint, practice, trainer, update
 from grpo.batch import MicroBatch
 from grpo.config import RunConfig
@@ -272,16 +272,17 @@ def test_degenerate_groups_are_replaced_in_fixed_waves_in_problem_order(tmp_path
         groups = groups_of(rollouts_of(run, step=step), size=8)
         asked, kept = [], 0
         waves = 0
-        while deficit := refill_deficit(4, kept, waves, max_waves=3):
-            asked += curriculum.next(deficit)
+        while size := refill_size(4, kept=kept, asked=len(asked), waves_done=waves, max_waves=3):
+            asked += curriculum.next(size)
             waves += 1
             kept = sum(len({row["reward"] for row in group}) > 1 for group in groups[: len(asked)])
         curriculum.end_step()
         waves_seen.add(waves)
         assert [group[0]["problem_id"] for group in groups] == asked
+        varied = [group for group in groups if len({row["reward"] for row in group}) > 1]
         for group in groups:
-            varied = len({row["reward"] for row in group}) > 1
-            assert all((row["advantage"] is not None) == varied for row in group)
+            # The first four that teach something, in problem order, are trained on.
+            assert all((row["advantage"] is not None) == (group in varied[:4]) for row in group)
         row = metrics_of(run)[step - 1]
         assert row["sampling/waves"] == waves
         assert row["group/zero_std_fraction"] == pytest.approx(1 - kept / len(groups))
@@ -378,7 +379,7 @@ def test_a_step_without_any_verdict_goes_on_and_has_no_reward(tmp_path):
     for row in metrics_of(run):
         assert "reward/mean" not in row
         assert "reward/pass_rate" not in row
-        assert row["reward/abstained"] == 32
+        assert row["reward/abstained"] == 4 * 4 + 16 * 4  # a refill asks for four times the step's problems at most
     assert len(events_of(run, "no_update")) == 2
 
 

@@ -215,8 +215,9 @@ class CurriculumConfig(Section):
     """Share of each tier in every step, for mixture."""
     moves: MovesConfig = MovesConfig()
     """How problems move between tiers, for two_stages, mixture and online."""
-    first_group_size: int | None = Field(None, ge=2)
-    """Rollouts of a problem's first group, for online: enough to see whether it teaches. null is the group size."""
+    first_group_size: int | None = Field(8, ge=2)
+    """Rollouts of a problem's first group at most, for online: enough to see whether it teaches. null is the group
+    size."""
     reprofile_every_steps: int | None = Field(None, ge=1)
     """Profile the pool again with the current policy after so many steps, for two_stages and mixture; null: never."""
     plateau_window_steps: int = Field(20, ge=4)
@@ -225,7 +226,8 @@ class CurriculumConfig(Section):
     """Rise of the pass rate over the window, as a share of its mean, that until_plateau still calls flat: it must be
     the upper bound of the slope at 90 % confidence."""
     max_refill_waves: int = Field(2, ge=0)
-    """Times a step asks for more problems to replace groups that teach nothing; then it goes on with what it has."""
+    """Times a step asks for more problems to replace groups that teach nothing, each time for as many as should hold
+    the missing ones, and four times the step's at most; then it goes on with what it has."""
 
     @property
     def min_groups(self) -> int:
@@ -264,11 +266,8 @@ class CurriculumConfig(Section):
                 f"reprofile_every_steps = {self.reprofile_every_steps} is not read where kind is {self.kind}; drop it "
                 "or set kind: two_stages or mixture"
             )
-        if self.kind != "online" and self.first_group_size is not None:
-            raise ValueError(
-                f"first_group_size = {self.first_group_size} is not read where kind is {self.kind}; drop it or set "
-                "kind: online"
-            )
+        if self.kind != "online":
+            self.refuse_unread("first_group_size", because=f"kind is {self.kind}", remedy="set kind: online")
         if self.by_tier and self.min_groups < 2:
             raise ValueError(
                 f"moves.min_groups = {self.moves.min_groups}: must be at least 2 where kind is {self.kind}: no problem "
