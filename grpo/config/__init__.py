@@ -15,17 +15,19 @@ from grpo.config.inputs import (
     Source,
 )
 from grpo.config.load import dump, fingerprint, load, schema
+from grpo.config.practice import (
+    CurriculumConfig,
+    MovesConfig,
+    ProfileConfig,
+    StageConfig,
+    TemperatureConfig,
+)
 from grpo.config.run import CheckpointConfig, EvaluationConfig, EvaluationSet, RunConfig, TrackingConfig
 from grpo.config.training import (
     AdvantageConfig,
-    CurriculumConfig,
     LossConfig,
-    MovesConfig,
     OptimConfig,
-    ProfileConfig,
     SftConfig,
-    StageConfig,
-    TemperatureConfig,
     TrainConfig,
 )
 

@@ -7,14 +7,16 @@ from pydantic import Field, field_validator, model_validator
 from grpo.config.base import Section
 from grpo.config.distributed import DistributedConfig, GuardConfig, WatchdogConfig
 from grpo.config.inputs import ChatConfig, DataConfig, ModelConfig, RewardConfig, RunSection, SamplingConfig, Source
+from grpo.config.practice import (
+    CurriculumConfig,
+    ProfileConfig,
+    TemperatureConfig,
+)
 from grpo.config.training import (
     AdvantageConfig,
-    CurriculumConfig,
     LossConfig,
     OptimConfig,
-    ProfileConfig,
     SftConfig,
-    TemperatureConfig,
     TrainConfig,
 )
 
