@@ -31,8 +31,8 @@ def test_everything_is_done_once_and_no_rank_has_more_than_its_part_and_one(cost
 def test_an_unknown_length_is_the_mean_of_the_known_ones():
     lengths = ExpectedLengths()
     assert lengths.of("a") == 1.0
-    lengths.observe({"a": 10.0, "b": 20.0})
-    lengths.observe({"a": 30.0})
+    lengths.expect({"a": 10.0, "b": 20.0})
+    lengths.expect({"a": 30.0})
     assert (lengths.of("a"), lengths.of("b"), lengths.of("c")) == (30.0, 20.0, 25.0)
     again = ExpectedLengths()
     again.load_state_dict(lengths.state_dict())

@@ -22,6 +22,7 @@ from grpo.errors import DivergenceError, RewardError
 from grpo.evaluation import Estimate, evaluate
 from grpo.optim import Optimizer
 from grpo.policy import Policy
+from grpo.recipe import stages_of
 from grpo.rollout import Rollouts
 from grpo.sampling.native import NativeSampler
 from grpo.starts import Run
@@ -178,11 +179,13 @@ def test_splitting_a_step_into_480_micro_batches_changes_its_gradient_by_roundin
 
     monkeypatch.setattr(Optimizer, "update", noted_update)
     with opened_run(config) as run:
-        groups = trainer_of(run, config)._sample(1.0, StepStats())
+        groups = trainer_of(run, config).draw()
         for tokens in (1, 100_000):
             split = config.train.model_copy(update={"tokens_per_micro_batch": tokens})
             updater = update.Updater(run.strategy, config.model_copy(update={"train": split}), world=run.world)
-            updater.update([group for group in groups if not group.degenerate], step=0, stats=StepStats())
+            (stage,) = stages_of(config)
+            kept = [group for group in groups if not group.degenerate]
+            updater.update(kept, stage=stage, step=0, stats=StepStats())
     alone, together = gradients
     assert float((alone - together).norm() / together.norm()) < bound
 

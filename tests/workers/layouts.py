@@ -14,6 +14,7 @@ from torch import Tensor
 
 from grpo.distributed import world as ranks
 from grpo.distributed.world import World
+from grpo.recipe import stages_of
 from grpo.types import StepStats
 from grpo.update import Updater
 from tests.runs import opened_run, small_run_config, trainer_of
@@ -35,7 +36,7 @@ def compute(folder: Path, layout: dict[str, Any], world: World) -> dict[str, Any
     gradients: list[dict[str, Tensor]] = []
     norms: list[float] = []
     with opened_run(config, world=world) as run:
-        groups = trainer_of(run, config)._sample(1.0, StepStats())
+        groups = trainer_of(run, config).draw()
         tokens = [rollout.token_ids for group in groups for rollout in group.rollouts]
         strategy = run.strategy
         step = strategy.update
@@ -49,7 +50,8 @@ def compute(folder: Path, layout: dict[str, Any], world: World) -> dict[str, Any
         kept = [group for group in groups if not group.degenerate]
         assert len(kept) > 2, "the step has too few groups to say anything"
         random.Random(layout.get("order", 0)).shuffle(kept)
-        Updater(strategy, config, world=world).update(kept, step=0, stats=StepStats())
+        (stage,) = stages_of(config)
+        Updater(strategy, config, world=world).update(kept, stage=stage, step=0, stats=StepStats())
     return {"tokens": tokens, "gradients": gradients, "norms": norms}
 
 
