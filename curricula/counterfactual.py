@@ -148,7 +148,8 @@ class ReweightedWindow:
     def _effective_fraction(self, place: int) -> float:
         log_sum = _log_sum(np.array([step["log_weights"][place] for step in self._steps]))
         log_squares = _log_sum(np.array([step["log_squared_weights"][place] for step in self._steps]))
-        return math.exp(2.0 * log_sum - log_squares) / sum(step["num_rollouts"] for step in self._steps)
+        num_rollouts = sum(step["num_rollouts"] for step in self._steps)
+        return min(1.0, math.exp(2.0 * log_sum - log_squares) / num_rollouts)  # above 1 by rounding alone
 
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed run needs, as JSON can hold it."""

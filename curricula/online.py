@@ -111,10 +111,10 @@ class Online:
     def end_step(self) -> None:
         self._num_given += self._step.num_given
         for index, outcome in self._step.told:
-            if outcome.num_rollouts:
-                self._rates.observe(index, outcome)
-                self._num_failed[index] = 0 if outcome.num_correct else self._num_failed[index] + 1
-                self._move(index)
+            # A group without a verdict moves no rate, and is a look that found nothing: the problem rests.
+            self._rates.observe(index, outcome)
+            self._num_failed[index] = 0 if outcome.num_correct else self._num_failed[index] + 1
+            self._move(index)
         for walk in self._walks.values():
             walk.mark()
         num_repeats = self._step.num_repeats
@@ -164,18 +164,18 @@ class Online:
 
     def _move(self, index: int) -> None:
         """The problem's tier after one more group, and when its rest ends."""
-        rule, num_groups = self._rule, int(self._rates.num_observations[index])
+        rule, num_judged = self._rule, int(self._rates.num_observations[index])
         was_solved = bool(self._rates.correct[index] > 0.0)
         # A problem that was solved once is given up on by its last group alone only if the rule would move any so.
         num_needed = max(2, rule.min_observations) if was_solved else rule.min_observations
         num_failed = int(self._num_failed[index])
-        if self._rates.rate(index) >= rule.retire_rate:
+        if num_judged and self._rates.rate(index) >= rule.retire_rate:
             tier, wait = Tier.trivial, rule.check_every_epochs
         elif num_failed >= num_needed or not was_solved:
             tier, wait = Tier.unsolved, min(2 ** min(max(0, num_failed - num_needed), 62), self._max_wait_epochs)
         else:
             tier, wait = Tier.moderate, None
-        if tier is not Tier.moderate and num_groups < rule.min_observations:
+        if tier is not Tier.moderate and max(num_judged, num_failed) < rule.min_observations:
             wait = 0  # too early to rest: it is looked at again
         self._counts[int(self._code[index])] -= 1
         self._counts[_TIERS[tier]] += 1

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from curricula.attempts import RIGHT, Attempts
-from curricula.estimates import clopper_pearson, first_success_interval, no_success_interval, pass_at_k
+from curricula.estimates import clopper_pearson, first_success_interval, no_success_interval
 from curricula.shards import FORMAT, Record, Shard, as_json, lock, read_fingerprint, read_shard
 from curricula.types import Tier
 
@@ -34,8 +34,7 @@ class TierRow:
     estimate                    unbiased pass rate, from the first (8) rollouts only: c/n after stopping is biased
     low, high                   fixed: Clopper-Pearson on the first ones; first_success: inverse binomial;
                                 exhausted: 0 to the bound of 0 of num_rollouts
-    mean_tokens                 over the attempts up to the last counted one, those without a value too
-    pass_at_1, pass_at_8        from the first rollouts; the latter None where there are too few of them"""
+    mean_tokens                 over the attempts up to the last counted one, those without a value too"""
 
     problem_id: str
     num_rollouts: int
@@ -47,8 +46,6 @@ class TierRow:
     low: float
     high: float
     mean_tokens: float
-    pass_at_1: float
-    pass_at_8: float | None
 
 
 class ProfileStore:
@@ -116,7 +113,11 @@ class ProfileStore:
 
         What cannot be read is left out: it is in nobody's way."""
         shards = sorted(self.root.glob("*/attempts_rank_*.jsonl"), key=lambda path: (path.stat().st_mtime, str(path)))
-        newest = {path.parent: path for path in shards if path.parent != self.folder and _has_header(path)}
+        newest: dict[Path, Path] = {}
+        for path in shards:
+            if path.parent != self.folder and _has_header(path):
+                newest.pop(path.parent, None)  # so that a folder stands where its newest shard does
+                newest[path.parent] = path
         return [(folder, read_fingerprint(path)) for folder, path in newest.items()]
 
     def _places_of(self, wanted: Record) -> list[str]:
@@ -186,14 +187,7 @@ def label(
     whichever rule ends a problem its pass rate is covered with at least `confidence`.
     Raises ValueError on a trivial_rate outside (0, 1], relabel_rollouts < first_rollouts or
     max_rollouts < first_rollouts."""
-    if not 0.0 < trivial_rate <= 1.0:
-        raise ValueError(f"trivial_rate = {trivial_rate}: must lie in (0, 1] (1 means all of the first rollouts)")
-    if not 1 <= first_rollouts <= relabel_rollouts:
-        raise ValueError(
-            f"labels need 1 <= first_rollouts <= relabel_rollouts; got {first_rollouts} and {relabel_rollouts}"
-        )
-    if max_rollouts is not None and max_rollouts < first_rollouts:
-        raise ValueError(f"max_rollouts = {max_rollouts}: must be at least first_rollouts = {first_rollouts}")
+    _check_rules(first_rollouts, relabel_rollouts, max_rollouts, trivial_rate)
     settled = attempts.settled()
     outcomes = settled[:max_rollouts]
     if not outcomes:
@@ -227,9 +221,18 @@ def label(
         low=low,
         high=high,
         mean_tokens=sum(attempts.num_tokens[:num_attempts]) / num_attempts,
-        pass_at_1=pass_at_k(num_first, num_first_correct, 1),
-        pass_at_8=pass_at_k(num_first, num_first_correct, 8) if num_first >= 8 else None,
     )
+
+
+def _check_rules(first_rollouts: int, relabel_rollouts: int, max_rollouts: int | None, trivial_rate: float) -> None:
+    if not 0.0 < trivial_rate <= 1.0:
+        raise ValueError(f"trivial_rate = {trivial_rate}: must lie in (0, 1] (1 means all of the first rollouts)")
+    if not 1 <= first_rollouts <= relabel_rollouts:
+        raise ValueError(
+            f"labels need 1 <= first_rollouts <= relabel_rollouts; got {first_rollouts} and {relabel_rollouts}"
+        )
+    if max_rollouts is not None and max_rollouts < first_rollouts:
+        raise ValueError(f"max_rollouts = {max_rollouts}: must be at least first_rollouts = {first_rollouts}")
 
 
 def _has_header(path: Path) -> bool:

@@ -76,7 +76,7 @@ def trained_rollouts(
         failed = [place for place, (_, _, correct) in enumerate(entering) if not correct]
         drawn, weight = set(failed), 1.0
         if failures_per_group is not None and len(failed) > failures_per_group:
-            noise = random.Random(seeds.key(seed, "failures", step, group.problem.id, 0))
+            noise = random.Random(seeds.key(seed, "failures", step, group.problem.id, group.rollouts[0].attempt))
             drawn, weight = set(noise.sample(failed, failures_per_group)), len(failed) / failures_per_group
         tokens = sum(rollout.num_actions for rollout, _, _ in entering)
         trained.append(

@@ -4,6 +4,7 @@ The memory is that of the tensors whose sizes are known beforehand. The activati
 them: they grow with train.tokens_per_micro_batch and shrink with model.activation_checkpointing."""
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from grpo.model import Float32Head, base_of, load_tokenizer, max_positions, skel
 from grpo.optim import muon_names
 from grpo.practice import needs_profile, reward_spec
 from grpo.recipe import phases_of, stages_of
-from grpo.trainer import Stage
+from grpo.types import Stage
 from rewards import RewardSpec
 
 GIB = 2**30
@@ -227,16 +228,14 @@ def longest_tokens(config: RunConfig, context_tokens: int | None) -> int:
 def _steps(config: RunConfig, *, longest_tokens: int) -> dict[str, object]:
     train = config.train
     stages = stages_of(config)
-    names = [stage.name for stage in config.curriculum.stages] if needs_profile(config) else [""]
+    names = [stage.name for stage in config.curriculum.stages] if config.curriculum.kind == "two_stages" else [""]
     found: dict[str, object] = {"tokens of the longest rollout": longest_tokens}
     for name, stage in zip(names, stages, strict=True):
         of_stage = f"stage {name}: " if name else ""
         found |= {of_stage + what: number for what, number in _step(config, stage, longest_tokens).items()}
     found["optimizer updates of the run, at most"] = train.steps * train.minibatches_per_step * train.epochs_per_step
-    exact, rollouts = _run_rollouts(config, stages)
-    found["rollouts of the run, without refills" if exact else "rollouts of the run, at most, without refills"] = (
-        rollouts
-    )
+    at_most = "" if _is_exact(config) else ", at most"
+    found[f"rollouts of the run{at_most}, without refills"] = _run_rollouts(config, stages)
     return found
 
 
@@ -248,30 +247,46 @@ def _step(config: RunConfig, stage: Stage, longest_tokens: int) -> dict[str, int
     rows_of_micro_batch = max(1, train.tokens_per_micro_batch // longest_tokens)
     micro_batches = -(-groups_of_update * stage.group_size // rows_of_micro_batch)
     updates = train.minibatches_per_step * train.epochs_per_step
+    at_most = ", at most" if _has_small_groups(config) else ""
     return {
-        "rollouts a step": rollouts,
+        f"rollouts a step{at_most}": rollouts,
         "rollouts a step with refills, at most": rollouts * most,
-        "tokens sampled a step, at most": rollouts * most * config.sampling.max_completion_tokens,
+        "tokens sampled a step, at most": rollouts * most * stage.max_completion_tokens,
         "optimizer updates a step, at most": updates,
         "micro-batches a step, at most": updates * micro_batches,
     }
 
 
-def _run_rollouts(config: RunConfig, stages: list[Stage]) -> tuple[bool, int]:
-    """Whether it is known which step is in which stage, and the rollouts of all steps: exact, or the most."""
+def _has_small_groups(config: RunConfig) -> bool:
+    """Whether some groups are smaller than the group size: a problem's first one, for kind online."""
+    curriculum = config.curriculum
+    return curriculum.kind == "online" and (curriculum.first_group_size or math.inf) < config.train.group_size
+
+
+def _ends_by_outcomes(config: RunConfig) -> bool:
+    """Whether it is the outcomes that end a stage."""
+    stages = config.curriculum.stages if config.curriculum.kind == "two_stages" else []
+    return any(stage.until_plateau or stage.until_trivial_fraction is not None for stage in stages)
+
+
+def _is_exact(config: RunConfig) -> bool:
+    """Whether every step, its stage and the sizes of its groups are known beforehand."""
+    ends_early = config.train.max_tokens is not None or config.evaluation.patience is not None
+    return not (ends_early or _ends_by_outcomes(config) or _has_small_groups(config))
+
+
+def _run_rollouts(config: RunConfig, stages: list[Stage]) -> int:
+    """The rollouts of all steps, or the most that they can be."""
     steps = config.train.steps
     per_step = [stage.problems_per_step * stage.group_size for stage in stages]
-    if not needs_profile(config):
-        return True, steps * per_step[0]
-    planned = config.curriculum.stages
-    if any(stage.until_plateau for stage in planned):
-        return False, steps * max(per_step)
+    if config.curriculum.kind != "two_stages" or _ends_by_outcomes(config):
+        return steps * max(per_step)
     total = 0
-    for stage, rollouts in zip(planned, per_step, strict=True):
+    for stage, rollouts in zip(config.curriculum.stages, per_step, strict=True):
         of_stage = min(steps, stage.steps or steps)
         total += of_stage * rollouts
         steps -= of_stage
-    return True, total
+    return total
 
 
 def _sizes_or_reason(config: ModelConfig) -> Sizes | str:

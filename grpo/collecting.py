@@ -18,36 +18,53 @@ from grpo.types import Group, Problem, Stage, StepStats
 class Collected:
     """Groups of a step in the order in which the curriculum gave their problems, refill waves included.
 
-    `kept` are those that are trained on: the first problems_per_step that teach something. `num_missing` of them could
-    not be found within the refills that are allowed."""
+    `reused` says of each group whether it was the profile's. Such a group is trained on, and no statistic of the step
+    counts it: it was chosen by its outcome, and says nothing of the policy as it stands. `kept` are the groups that are
+    trained on: the first problems_per_step that teach something, by their place in `groups`. `num_missing` of them
+    could not be found within the refills that are allowed."""
 
     groups: tuple[Group, ...]
-    kept: tuple[Group, ...]
+    reused: tuple[bool, ...]
+    kept_places: tuple[int, ...]
     num_missing: int
     num_waves: int
     sampling_seconds: float
     reward_seconds: float
     sampled_tokens: int
     refill_tokens: int  # of those, what waves after the first drew
-    reused_tokens: int  # of groups that the profile drew; not among those sampled
 
     @property
-    def kept_tokens(self) -> int:
-        """Sampled tokens of the groups that are trained on, reused ones left out."""
-        return max(0, sum(group.num_tokens for group in self.kept) - self.reused_tokens)
+    def kept(self) -> tuple[Group, ...]:
+        """The groups that are trained on."""
+        return tuple(self.groups[place] for place in self.kept_places)
+
+    @property
+    def drawn(self) -> tuple[Group, ...]:
+        """The groups that the policy drew in this step."""
+        return tuple(group for group, reused in zip(self.groups, self.reused, strict=True) if not reused)
+
+    @property
+    def reused_ids(self) -> set[str]:
+        """Problems whose group of the profile is trained on."""
+        return {self.groups[place].problem.id for place in self.kept_places if self.reused[place]}
+
+    def _kept_tokens(self, *, reused: bool) -> int:
+        return sum(self.groups[place].num_tokens for place in self.kept_places if self.reused[place] == reused)
 
     def count(self, stats: StepStats) -> None:
         """Add what the step's groups say to its metrics."""
-        group_metrics(stats, self.groups)
-        stats.add("group/dropped_fraction", total=len(self.groups) - len(self.kept), count=len(self.groups))
+        drawn, num_dropped = self.drawn, len(self.groups) - len(self.kept_places)
+        if drawn:
+            group_metrics(stats, drawn)
+        stats.add("group/dropped_fraction", total=num_dropped, count=len(self.groups))
         stats.add_count("group/missing", self.num_missing)
         stats.add_count("time/sampling", self.sampling_seconds)
         stats.add_count("time/reward", self.reward_seconds)
         stats.add_count("sampling/waves", self.num_waves)
         stats.add_count("sampling/tokens", self.sampled_tokens)
         stats.add_count("tokens/refill", self.refill_tokens)
-        stats.add_count("tokens/reused", self.reused_tokens)
-        stats.add_count("tokens/kept", self.kept_tokens)
+        stats.add_count("tokens/reused", self._kept_tokens(reused=True))
+        stats.add_count("tokens/kept", self._kept_tokens(reused=False))
 
 
 class Collector:
@@ -85,22 +102,16 @@ class Collector:
         Raises GaveUp where the sampler does."""
         wanted = self.stage.problems_per_step
         groups: list[Group] = []
+        reused: list[bool] = []
         given: Counter[str] = Counter()
-        waves, sampled_tokens, refill_tokens, reused_tokens = 0, 0, 0, 0
+        waves, sampled_tokens, refill_tokens = 0, 0, 0
         sampling_seconds, reward_seconds = 0.0, 0.0
         while size := refill_size(
             wanted, kept=_num_varied(groups), asked=len(groups), waves_done=waves, max_waves=self._max_waves
         ):
             asked = self._curriculum.next(size)
             stocked = self._stocked(asked) if step < self._reuse_steps else {}
-            attempts = []
-            for place, problem_id in enumerate(asked):
-                # A small pool gives a problem again within a step; its attempts have numbers and noise of their own.
-                first = given[problem_id] * self.stage.group_size
-                given[problem_id] += 1
-                if place not in stocked:
-                    num_rollouts = self._curriculum.group_size(problem_id, of_stage=self.stage.group_size)
-                    attempts.append(Attempts(self._problems[problem_id], first, num_rollouts))
+            attempts = self._attempts(asked, stocked, given)
             drawn: list[Group] = []
             if attempts:
                 sampled = self._rollouts.run(
@@ -116,23 +127,35 @@ class Collector:
                 refill_tokens += sampled.num_tokens if waves else 0
                 sampling_seconds += sampled.sampling_seconds
                 reward_seconds += sampled.reward_seconds
-            of_wave = [stocked.get(place) or drawn.pop(0) for place in range(len(asked))]
-            self._curriculum.observe([group.outcome for group in of_wave if group.outcome.num_rollouts])
-            groups += of_wave
+            # What the profile drew it was told of by the labels, which rest on the same rollouts.
+            self._curriculum.observe([group.outcome for group in drawn])
+            groups += [stocked.get(place) or drawn.pop(0) for place in range(len(asked))]
+            reused += [place in stocked for place in range(len(asked))]
             waves += 1
-            reused_tokens += sum(group.num_tokens for group in stocked.values())
-        kept = tuple(group for group in groups if not group.degenerate)[:wanted]
+        varied = tuple(place for place, group in enumerate(groups) if not group.degenerate)[:wanted]
         return Collected(
             groups=tuple(groups),
-            kept=kept,
-            num_missing=wanted - len(kept),
+            reused=tuple(reused),
+            kept_places=varied,
+            num_missing=wanted - len(varied),
             num_waves=waves,
             sampling_seconds=sampling_seconds,
             reward_seconds=reward_seconds,
             sampled_tokens=sampled_tokens,
             refill_tokens=refill_tokens,
-            reused_tokens=reused_tokens,
         )
+
+    def _attempts(self, asked: Sequence[str], stocked: Mapping[int, Group], given: Counter[str]) -> list[Attempts]:
+        """What is to be drawn of the problems asked for; `given` counts how often the step was given each."""
+        attempts = []
+        for place, problem_id in enumerate(asked):
+            # A small pool gives a problem again within a step; its attempts have numbers and noise of their own.
+            first = given[problem_id] * self.stage.group_size
+            given[problem_id] += 1
+            if place not in stocked:
+                num_rollouts = self._curriculum.group_size(problem_id, of_stage=self.stage.group_size)
+                attempts.append(Attempts(self._problems[problem_id], first, num_rollouts))
+        return attempts
 
     def _stocked(self, asked: Sequence[str]) -> dict[int, Group]:
         """Groups of the stock for the problems asked for, by place. The main rank reads; the others are told."""

@@ -2,7 +2,8 @@
 
 Each pair of a policy and a set is scored once and kept in evals/<policy>.json with what it rests on; asked again, the
 phase scores what is not there yet, and what rests on something else. So a killed evaluation goes on, and one that is
-asked for another checkpoint or set adds it. At the end each policy is compared with the first."""
+asked for another checkpoint or set adds it. At the end every policy in evals/ is compared with the first that is asked
+for."""
 
 import hashlib
 import json
@@ -16,7 +17,9 @@ from grpo import checkpoint
 from grpo.errors import CheckpointError, Interrupted
 from grpo.evaluation import Groupings, ProblemScore, by_column, compare, evaluate
 from grpo.evaluation_sets import judge_of
+from grpo.fingerprints import judge_print
 from grpo.folder import named_disk_errors, write_json
+from grpo.practice import first_temperature
 from grpo.starts import CPU, Run, load_start, newest_checkpoint, profile_policy
 from grpo.tracking.evaluations import in_order
 
@@ -43,18 +46,30 @@ def run_eval(run: Run) -> None:
     recorded = [_recorded(run, policy) for policy in policies]
     for policy, report in zip(policies, recorded, strict=True):
         _evaluate(run, policy, report, groupings=groupings)
-    for policy, report in zip(policies[1:], recorded[1:], strict=True):
-        _compare(run, report, recorded[0], groupings=groupings)
-        _write(run, policy, report)
+    if run.world.is_main:
+        _compare_all(run, recorded[0], groupings=groupings)
     _log(run)
     run.folder.mark("eval", finished=True)
 
 
 def is_evaluated(run: Run) -> bool:
-    """Whether evals/ has a file of every policy that the config names, with every set. For the main rank."""
+    """Whether evals/ has a file of every policy that the config names, with every set as the config asks for it and
+    its difference from the first policy. For the main rank.
+
+    Whether a policy is still the one that was scored is not asked: training that goes on takes the phase's mark."""
     names = [file_name(name) for name in run.config.evaluation.checkpoints]
     files = [run.folder.evals / f"{name}.json" for name in names]
-    return all(file.is_file() and run.sets.keys() <= _read(file)["sets"].keys() for file in files)
+    if not all(file.is_file() for file in files):
+        return False
+    wanted = {set_name: _rests_on(run, set_name) for set_name in run.sets}
+    for name, file in zip(names, files, strict=True):
+        held = _read(file)["sets"]
+        for set_name, digest in wanted.items():
+            of_set = held.get(set_name, {})
+            reference = of_set.get("against", {}).get("name")
+            if of_set.get("rests_on") != digest or reference != (None if name == names[0] else names[0]):
+                return False
+    return True
 
 
 def file_name(name: str) -> str:
@@ -180,7 +195,7 @@ def _tiers(run: Run) -> dict[str, str]:
         run.heldout,
         folder=folder,
         store_folder=folder,
-        temperature=run.config.temperature.value,
+        temperature=first_temperature(run.config),
         on_group=lambda group: None,
         phase=PHASE_OF_TIERS,
     )
@@ -199,7 +214,7 @@ def _recorded(run: Run, policy: Evaluated) -> dict[str, Any]:
 def _evaluate(run: Run, policy: Evaluated, report: dict[str, Any], *, groupings: Mapping[str, Groupings]) -> None:
     """Score the policy on the sets that `report` lacks, or has otherwise, and write it after each."""
     config = run.config.evaluation
-    wanted = {name: _rests_on(run, name, groupings[name]) for name in run.sets}
+    wanted = {name: _rests_on(run, name) for name in run.sets}
     missing = [name for name in run.sets if report["sets"].get(name, {}).get("rests_on") != wanted[name]]
     if len(missing) < len(wanted):
         kept = ", ".join(name for name in wanted if name not in missing)
@@ -231,28 +246,52 @@ def _evaluate(run: Run, policy: Evaluated, report: dict[str, Any], *, groupings:
         _write(run, policy, report)
 
 
-def _rests_on(run: Run, name: str, groupings: Groupings) -> str:
+def _rests_on(run: Run, name: str) -> str:
     """A hash of all that a set's scores and tables follow from, the policy aside."""
-    config = run.config
-    judge = judge_of(config, name)
+    config, evaluation, problems = run.config, run.config.evaluation, run.sets[name]
     parts = {
-        "problems": [problem.id for problem in run.sets[name]],
-        "judge": [judge.name, judge.file, judge.function, judge.options, judge.success_threshold],
-        "rollouts": [config.evaluation.rollouts_per_problem, config.evaluation.temperature, config.evaluation.k],
+        # Rows with their columns: a judge may read any, and tables are split by one.
+        "problems": [[problem.id, problem.answer, problem.meta] for problem in problems],
+        "judge": judge_print(judge_of(config, name)),
+        "rollouts": [evaluation.rollouts_per_problem, evaluation.temperature, evaluation.k],
         "sampling": config.sampling.model_dump(mode="json", exclude={"max_rows", "prefill_tokens"}),
         "seed": config.run.seed,
-        "parts": {of: dict(parts) for of, parts in groupings.items()},
+        "column": evaluation.by_column if any(evaluation.by_column in problem.meta for problem in problems) else None,
+        "tiers": _tiers_rest_on(run) if evaluation.by_tier and name == "heldout" else None,
     }
     return _digest(json.dumps(parts, sort_keys=True, default=str).encode("utf-8", "surrogatepass"))
 
 
-def _compare(run: Run, report: dict[str, Any], first: Mapping[str, Any], *, groupings: Mapping[str, Groupings]) -> None:
-    """Put into each set of `report` by how much it differs from the first policy."""
+def _tiers_rest_on(run: Run) -> list[Any]:
+    """What labels of held-out problems follow from, the policy that training starts from and the judge aside."""
+    rules = {"first_rollouts", "max_rollouts", "relabel_rollouts", "trivial_rate"}
+    return [run.config.profile.model_dump(mode="json", include=rules), first_temperature(run.config)]
+
+
+def _compare_all(run: Run, first: Mapping[str, Any], *, groupings: Mapping[str, Groupings]) -> None:
+    """Put into every file of evals/ by how much each set's scores differ from those of the first policy.
+
+    A set that this evaluation was not asked for, or that the first policy was scored on otherwise, has no difference:
+    one from an earlier reference would stand beside these and look like them."""
     config = run.config.evaluation
-    for name in run.sets:
-        own, other = (_problem_scores(of["sets"][name]) for of in (report, first))
-        compared = compare(own, other, num_rollouts=config.rollouts_per_problem, k=config.k, groupings=groupings[name])
-        report["sets"][name]["against"] = {"name": first["name"], **compared}
+    for path in sorted(run.folder.evals.glob("*.json")):
+        report = _read(path)
+        for name, of_set in report["sets"].items():
+            of_set.pop("against", None)
+            if name not in run.sets or report["name"] == first["name"]:
+                continue
+            other = first["sets"][name]
+            if of_set.get("rests_on") != other["rests_on"]:
+                continue
+            compared = compare(
+                _problem_scores(of_set),
+                _problem_scores(other),
+                num_rollouts=config.rollouts_per_problem,
+                k=config.k,
+                groupings=groupings[name],
+            )
+            of_set["against"] = {"name": first["name"], **compared}
+        write_json(path, report)
 
 
 def _problem_scores(of_set: Mapping[str, Any]) -> dict[str, ProblemScore]:

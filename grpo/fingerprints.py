@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from grpo.chat import Chat
-from grpo.config import RunConfig
+from grpo.config import RewardConfig, RunConfig
+from rewards import RewardSpec, files_of
 
 MAX_ELEMENTS = 4096
 PIECE_ELEMENTS = 2**24
@@ -50,9 +51,8 @@ def profile_fingerprint(
 ) -> dict[str, Any]:
     """All that the outcome of an attempt depends on but for the problem and the attempt's number.
 
-    Sizes of batches are left out: they move logits by rounding alone. A judge in a file of the user's is known by the
-    file's content, so that an edited one is another judge."""
-    reward, sampling = config.reward, config.sampling
+    Sizes of batches are left out: they move logits by rounding alone."""
+    sampling = config.sampling
     return {
         "policy": policy.content,
         "family": policy.family,
@@ -62,18 +62,29 @@ def profile_fingerprint(
         "temperature": temperature,
         "sampling": sampling.model_dump(mode="json", exclude={"max_rows", "prefill_tokens"}),
         "chat": _hash("\x1f".join((chat.template, config.chat.system_prompt or "", str(chat.end_token_ids)))),
-        "reward": {
-            "name": reward.name,
-            "file": None if reward.file is None else _hash(Path(reward.file).read_text(encoding="utf-8")),
-            "function": reward.function,
-            "options": reward.options,
-            "success_threshold": reward.success_threshold,
-            "format": config.data.train.format,
-        },
+        "reward": judge_print(config.reward) | {"format": config.data.train.format},
         "seed": config.run.seed,
         "phase": phase,
         "step": step,
     }
+
+
+def judge_print(reward: RewardConfig) -> dict[str, Any]:
+    """All that a verdict depends on but for the completion and the problem.
+
+    The user's own files count by their content, so that an edited one is another judge: a reward's file, the files of
+    a composition's parts, a rubric, checkers. What they import or open themselves is not looked at. Limits of calls
+    and processes are left out. Raises ValueError for options that no reward takes."""
+    spec = RewardSpec(reward.name or "", file=reward.file, function=reward.function, options=reward.options)
+    contents = [_hash(Path(file).read_text(encoding="utf-8")) for file in files_of(spec)]
+    of_options = contents if reward.file is None else []
+    return {
+        "name": reward.name,
+        "file": None if reward.file is None else contents[0],
+        "function": reward.function,
+        "options": reward.options,
+        "success_threshold": reward.success_threshold,
+    } | ({"files": of_options} if of_options else {})
 
 
 def _hash(text: str) -> str:

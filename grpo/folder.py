@@ -35,7 +35,8 @@ FIELDS: dict[Phase, tuple[str, ...]] = {
         "profile.max_problems",
     ),
     "train": (
-        *(*_EVERY, "profile.reuse_steps", "temperature", "curriculum", "train", "advantage", "loss", "optim"),
+        *(*_EVERY, "profile.reuse_steps", "profile.folder", "temperature", "curriculum", "train"),
+        *("advantage", "loss", "optim"),
         *(f"evaluation.{name}" for name in ("every_steps", "validation_rollouts", "temperature", "patience", "k")),
     ),
     # A file says of each checkpoint and set what it rests on: more are added, and what has changed is done again.

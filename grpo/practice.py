@@ -104,6 +104,12 @@ def _stage_rules(config: CurriculumConfig) -> list[StageRule]:
     ]
 
 
+def first_temperature(config: RunConfig) -> float:
+    """The temperature of practice at its beginning, which labels are for: the first stage's own, or the schedule's."""
+    stages = config.curriculum.stages if config.curriculum.kind == "two_stages" else []
+    return next((stage.temperature for stage in stages[:1] if stage.temperature is not None), config.temperature.value)
+
+
 def build_temperature(config: TemperatureConfig, *, num_steps: int) -> TemperatureSchedule:
     """The schedule over the run's steps."""
     if config.kind == "linear" and config.final is not None:

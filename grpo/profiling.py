@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from curricula import Draw, ProfileStore, SequentialProfile, Tier, tier_table
+from curricula import Draw, ProfileStore, SequentialProfile, Tier, clopper_pearson, tier_table
 from curricula import Progress as ProfileProgress
 from curricula.attempts import Attempts as KnownAttempts
 from curricula.shards import Record, Shard
@@ -32,6 +32,8 @@ PICTURE_FILE = "tiers.svg"
 BATCHES_PER_WAVE = 2
 """Sampler batches of each rank in a wave: rows that finish are replaced and only the last ones run half empty, while a
 Ctrl-C waits for no more than this."""
+WAVE_CONFIDENCE = 0.999
+"""Of the interval of a wave's share of lost verdicts, with half of what it misses on each side."""
 VISIBLE_SECONDS = 10.0
 """Until what one node wrote is seen on another: network file systems remember for a while what they saw."""
 
@@ -67,7 +69,7 @@ def profile(
     max_error_fraction: float,
     should_stop: Callable[[], bool],
     on_progress: Callable[[ProfileProgress], None],
-    on_group: Callable[[Group], None],
+    make_on_group: Callable[[Path], Callable[[Group], None]],
     say: Callable[[str], None],
     world: World,
     phase: str = "profile",
@@ -78,54 +80,113 @@ def profile(
     These go to `folder`, the manifest beside the store's shards too. `fingerprint` (`grpo.fingerprints`) names all that
     an outcome depends on; `phase` and `step` are part of every noise key and so of it.
 
-    `on_group` is called on the rank that drew a group, just before it is stored: whatever is in the store was handed
+    `make_on_group` is given the folder of the store's shards once it is locked, so that files there may be mended, and
+    makes what is called on the rank that drew a group, just before it is stored: whatever is in the store was handed
     over. After a kill in between the same group comes again. A group that lost a verdict is stored, and handed over, at
     the end of its wave; a wave that loses more than allowed leaves no such group in the store: mended, the reward
     judges them again. Raises Interrupted when `should_stop` says so, RewardError when more verdicts are lost than
-    allowed, RunFolderError when the store is in use, cannot be read, or is not seen by every rank."""
-    by_id = {problem.id: problem for problem in problems}
+    allowed, of all that this call drew or of one wave, RunFolderError when the store is in use, cannot be read, or is
+    not seen by every rank."""
     store = ProfileStore(store_folder, fingerprint=fingerprint)
     with ExitStack() as stack:
         stack.enter_context(named_disk_errors(store_folder))
         if world.is_main:
-            folder.mkdir(parents=True, exist_ok=True)  # `on_group` may want to write there
+            folder.mkdir(parents=True, exist_ok=True)  # who is handed groups may want to write there
         shard = _opened(store, world, stack)
-        known = _together(world, lambda: store.attempts() if world.is_main else {})
-        sequence = _sequence(list(by_id), config, known) if world.is_main else None
-        keeper, meter = _Keeper(shard, on_group), Meter(store, world, say=say)
-        if sequence is not None:
-            meter.announce(sequence.expected_rollouts(), num_known=sum(p in known for p in by_id))
-            on_progress(_progress(sequence, config))
-        lost, num_verdicts = Counter[str](), 0
+        keeper, meter = _Keeper(shard, make_on_group(store.folder)), Meter(store, world, say=say)
+        plan = _Plan(problems, config=config, store=store, world=world, on_progress=on_progress)
+        plan.announce(meter)
+        losses = _Losses(max_error_fraction=max_error_fraction, place=phase)
         wave_rollouts = max_rows * world.size  # the first wave is a small one: it tells the speed
-        while draws := world.broadcast([] if sequence is None else sequence.next_wave(wave_rollouts)):
+        while attempts := plan.next_wave(wave_rollouts):
             wave_rollouts = BATCHES_PER_WAVE * max_rows * world.size
-            attempts = [_attempts(draw, by_id) for draw in draws]
             with meter:
                 sampled = rollouts.run(attempts, temperature=temperature, phase=phase, step=step, on_group=keeper.keep)
-            lost += lost_verdicts(sampled.groups)
-            num_verdicts += sum(len(group.rewards) for group in sampled.groups)
             # Before these are stored: a verdict that a broken reward lost would count as drawn for ever.
-            check_lost(lost, num_verdicts=num_verdicts, max_error_fraction=max_error_fraction, place=phase)
+            losses.check(sampled.groups)
             keeper.keep_waiting()
             meter.count(sampled)
-            if sequence is not None:
-                for group in sampled.groups:
-                    sequence.observe(group.problem.id, *_outcomes(group))
-                meter.say_time(sequence.expected_rollouts())
-                on_progress(_progress(sequence, config))
+            plan.observe(sampled.groups, meter)
             if should_stop():
                 meter.keep()
                 raise Interrupted(f"stopped while profiling; every verdict is in {store.folder}: add --resume to go on")
         meter.keep()
+        return plan.finish(meter, folder=folder, temperature=temperature)
+
+
+class _Plan:
+    """What is drawn next: decided on the main rank, which alone knows what was drawn before, and told to the others."""
+
+    def __init__(
+        self,
+        problems: Sequence[Problem],
+        *,
+        config: ProfileConfig,
+        store: ProfileStore,
+        world: World,
+        on_progress: Callable[[ProfileProgress], None],
+    ) -> None:
+        """Raises RunFolderError, on every rank, where the store cannot be read."""
+        self._by_id = {problem.id: problem for problem in problems}
+        self._config, self._store, self._world, self._on_progress = config, store, world, on_progress
+        known = _together(world, lambda: store.attempts() if world.is_main else {})
+        self._num_known = sum(problem_id in known for problem_id in self._by_id)
+        self._sequence = _sequence(list(self._by_id), config, known) if world.is_main else None
+
+    def announce(self, meter: Meter) -> None:
+        """Say how much is to be drawn."""
+        if self._sequence is not None:
+            meter.announce(self._sequence.expected_rollouts(), num_known=self._num_known)
+            self._on_progress(_progress(self._sequence, self._config))
+
+    def next_wave(self, num_rollouts: int) -> list[Attempts]:
+        """About so many attempts, the same on every rank; none at the end."""
+        draws: list[Draw] = [] if self._sequence is None else self._sequence.next_wave(num_rollouts)
+        return [_attempts(draw, self._by_id) for draw in self._world.broadcast(draws)]
+
+    def observe(self, groups: Sequence[Group], meter: Meter) -> None:
+        """Take up the outcomes of a wave, and say how far the profile is."""
+        if self._sequence is not None:
+            for group in groups:
+                self._sequence.observe(group.problem.id, *_outcomes(group))
+            meter.say_time(self._sequence.expected_rollouts())
+            self._on_progress(_progress(self._sequence, self._config))
+
+    def finish(self, meter: Meter, *, folder: Path, temperature: float) -> Profile:
+        """Write manifest and picture; what they say, on every rank."""
         result = None
-        if sequence is not None:
-            manifest = _manifest(sequence, config, temperature=temperature, fingerprint=store.fingerprint)
-            _write(manifest, folder=folder, store=store)
-            result = _result(manifest, meter)
-    profiled = world.broadcast(result)
-    assert profiled is not None  # the main rank has one
-    return profiled
+        if self._sequence is not None:
+            fingerprint = self._store.fingerprint
+            manifest = _manifest(self._sequence, self._config, temperature=temperature, fingerprint=fingerprint)
+            _write(manifest, folder=folder, store=self._store)
+            result = profile_of(manifest, drawn_rollouts=meter.num_rollouts, drawn_tokens=meter.num_tokens)
+        profiled = self._world.broadcast(result)
+        assert profiled is not None  # the main rank has one
+        return profiled
+
+
+class _Losses:
+    """Verdicts that were lost, of all that this call drew and of each wave: a judge that dies late loses few of all.
+
+    Of a wave, which may be a handful of verdicts, so many must be lost that chance does not explain it: the lower bound
+    of their share (Clopper-Pearson at WAVE_CONFIDENCE) is above the allowed share. Where that is 0.05 it takes 3 of 3,
+    4 of 8, 8 of 32 or 44 of 512. A judge that loses just the allowed share ends fewer than one wave in 2,000."""
+
+    def __init__(self, *, max_error_fraction: float, place: str) -> None:
+        self._max_error_fraction, self._place = max_error_fraction, place
+        self._lost, self._num_verdicts = Counter[str](), 0
+
+    def check(self, groups: Sequence[Group]) -> None:
+        """Count a wave. Raises RewardError."""
+        of_wave, num_verdicts = lost_verdicts(groups), sum(len(group.rewards) for group in groups)
+        self._lost += of_wave
+        self._num_verdicts += num_verdicts
+        limit = self._max_error_fraction
+        check_lost(self._lost, num_verdicts=self._num_verdicts, max_error_fraction=limit, place=self._place)
+        low, _ = clopper_pearson(of_wave.total(), num_verdicts, confidence=WAVE_CONFIDENCE)
+        if low > limit:
+            place = f"{self._place}, its last wave"
+            check_lost(of_wave, num_verdicts=num_verdicts, max_error_fraction=limit, place=place)
 
 
 class _Keeper:
@@ -239,7 +300,8 @@ def _write(manifest: Manifest, *, folder: Path, store: ProfileStore) -> None:
     write_text(folder / PICTURE_FILE, picture)
 
 
-def _result(manifest: Manifest, meter: Meter) -> Profile:
+def profile_of(manifest: Manifest, *, drawn_rollouts: int = 0, drawn_tokens: int = 0) -> Profile:
+    """What a manifest says, of which so much was drawn now."""
     return Profile(
         tiers={row["id"]: Tier(row["tier"]) for row in manifest.rows},
         mean_tokens={row["id"]: row["mean_tokens"] for row in manifest.rows},
@@ -247,6 +309,6 @@ def _result(manifest: Manifest, meter: Meter) -> Profile:
         num_without_tier=manifest.num_without_tier,
         num_rollouts=manifest.num_rollouts,
         num_tokens=manifest.num_tokens,
-        drawn_rollouts=meter.num_rollouts,
-        drawn_tokens=meter.num_tokens,
+        drawn_rollouts=drawn_rollouts,
+        drawn_tokens=drawn_tokens,
     )

@@ -7,6 +7,7 @@ folder instead of being done again; one that was begun goes on from what it save
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from curricula import ProfileStore, Tier
 from grpo import checkpoint, practice
 from grpo.config import RunConfig
 from grpo.data import at_most
-from grpo.errors import DataError, Interrupted
+from grpo.errors import ConfigError, DataError, Interrupted
 from grpo.evaluation import Evaluation, evaluate
 from grpo.final_evaluation import is_evaluated, run_eval
 from grpo.folder import Phase, named_disk_errors, write_json
@@ -140,7 +141,7 @@ def run_profile(run: Run) -> None:
         _profiled(run),
         folder=run.folder.profile,
         store_folder=Path(config.profile.folder or run.folder.profile),
-        temperature=config.temperature.value,
+        temperature=practice.first_temperature(config),
     )
     if run.world.is_main:
         run.console.tiers(by_tier(read_manifest(run.folder.profile / MANIFEST_FILE).rows))
@@ -175,6 +176,11 @@ def run_train(run: Run) -> None:
         run.tracker.load_state_dict({"metrics": 0, "events": 0})
         for look in _cold_start_state(run).get("looks", []):
             run.tracker.event(0, "gate", look)
+    if newest is None and trainer.end_reason:
+        raise ConfigError(
+            f"train.max_tokens = {config.train.max_tokens}: there is no step to train, since {trainer.end_reason}; "
+            "raise it, or profile fewer problems or rollouts"
+        )
     folder.mark("train", finished=False)
     trainer.run()
     run.console.say(f"train: {trainer.end_reason}")
@@ -222,10 +228,15 @@ def _is_finished(run: Run, phase: Phase) -> bool:
     return wanted.steps <= asked["asked_steps"] and not more_tokens
 
 
-def trainer_of(run: Run, *, writer: checkpoint.Writer | None = None) -> Trainer:
+def trainer_of(
+    run: Run,
+    *,
+    writer: checkpoint.Writer | None = None,
+    reprofile: Callable[[int, float], Profile] | None = None,
+) -> Trainer:
     """The loop at its first step; which weights it begins with is the caller's to say.
 
-    `writer` writes its checkpoints; None is one of its own."""
+    `writer` writes its checkpoints; None is one of its own. `reprofile` labels the pool again; None draws for that."""
     config = run.config
     rows = read_tiers(run) if practice.needs_profile(config) else {}
     tiers = {problem_id: Tier(row["tier"]) for problem_id, row in rows.items()}
@@ -239,15 +250,23 @@ def trainer_of(run: Run, *, writer: checkpoint.Writer | None = None) -> Trainer:
         temperature=practice.build_temperature(config.temperature, num_steps=config.train.steps),
         stages=stages_of(config),
         problems={problem.id: problem for problem in run.train},
-        profile_tokens=sum(row["total_tokens"] for row in rows.values()),
+        profile_tokens=_profile_tokens(run),
         stock=_stock(run),
-        reprofile=lambda step: _reprofile(run, step=step),
+        reprofile=reprofile or partial(_reprofile, run),
         validation=run.validation,
         tracker=run.tracker,
         folder=run.folder,
         console=run.console,
     )
     return Trainer(parts, config, should_stop=run.should_stop, writer=writer)
+
+
+def _profile_tokens(run: Run) -> int:
+    """What the labels of the profile cost, problems without one included; 0 where no profile is asked for."""
+    if not practice.needs_profile(run.config):
+        return 0
+    path = run.folder.profile / MANIFEST_FILE
+    return run.world.broadcast(read_manifest(path, columns=[]).num_tokens if run.world.is_main else 0)
 
 
 def _stock(run: Run) -> Stock:
@@ -266,17 +285,19 @@ def _profiled(run: Run) -> list[Problem]:
     return at_most(run.train, config.profile.max_problems or len(run.train), seed=seed)
 
 
-def _reprofile(run: Run, *, step: int) -> Profile:
+def _reprofile(run: Run, step: int, temperature: float) -> Profile:
     """Tiers of the pool for the policy as it stands after `step` steps of training."""
+    labelled = read_tiers(run)
     folder = run.folder.profile / f"step_{step:06d}"
     return profile_policy(
         run,
-        _profiled(run),
+        [problem for problem in _profiled(run) if problem.id in labelled],  # others are not in the curriculum's pool
         folder=folder,
         store_folder=Path(run.config.profile.folder or folder),
-        temperature=run.config.temperature.value,
+        temperature=temperature,
         phase="reprofile",
         step=step,
+        on_group=lambda group: None,
     )
 
 

@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from grpo import checkpoint
 from grpo.chat import Chat
 from grpo.errors import CheckpointError, ConfigError, DataError, ReplayError
 from grpo.folder import RunFolder
+from grpo.manifest import MANIFEST_FILE, read_manifest
+from grpo.profiling import Profile, profile_of
 from grpo.recipe import trainer_of
 from grpo.starts import Run, layout, load_start, take_up
 from grpo.tracking.metrics import rollout_rows
@@ -126,7 +129,7 @@ def replay(run: Run, asked: Asked, *, say: Callable[[str], None]) -> Replayed:
     the step as it is drawn again has not, CheckpointError where the policy cannot be had."""
     if asked.recorded is None and not any(problem.id.startswith(asked.problem) for problem in run.train):
         raise _unknown(asked.problem, [problem.id for problem in run.train], place="data.train")
-    trainer = trainer_of(run, writer=checkpoint.SilentWriter())
+    trainer = trainer_of(run, writer=checkpoint.SilentWriter(), reprofile=partial(_recorded_labels, run))
     source = _take_up(trainer, run, before=asked.step, say=say)
     first = asked.step - source.num_redone_steps
     for step in range(first, asked.step):
@@ -153,6 +156,8 @@ def lines(replayed: Replayed) -> Iterator[str]:
     if source.ranks != ONE_RANK:
         yield f"ranks        the run had {layout(source.ranks)}, and this is one process: sums may round differently"
     yield f"temperature  {row['temperature']}"
+    if asked.recorded is not None and asked.recorded.get("reused"):
+        yield "drawn by     the profile: the step took its group up, and so does this one, from the profile's store"
     yield from _block("prompt", replayed.prompt)
     yield from _block(f"completion, {row['num_tokens']} tokens, ended by {row['stop_reason']}", _marked(replayed))
     yield f"answer       {_safe(row['answer'])}"
@@ -190,6 +195,14 @@ def _comparison(replayed: Replayed) -> Iterator[str]:
         yield f"  {name}: recorded {_safe(str(recorded[name]))}, drawn again {_safe(str(row[name]))}"
     if not set(other) & {"reward", "status", "parts"}:
         yield "  reward the same"
+
+
+def _recorded_labels(run: Run, step: int, temperature: float) -> Profile:
+    """The labels that the run made after `step` steps, as it recorded them: nothing is drawn or written for them."""
+    path = run.folder.profile / f"step_{step:06d}" / MANIFEST_FILE
+    if not path.is_file():
+        raise ConfigError(f"{path}: the labels of a profile on the way are not there, and later steps rest on them")
+    return profile_of(read_manifest(path))
 
 
 def _last_step(folder: RunFolder) -> int:
@@ -251,7 +264,7 @@ def _picked(groups: Sequence[Group], asked: Asked) -> tuple[Group, int]:
 
 def _rows(group: Group, *, step: int) -> list[Row]:
     """The group as the run records one: what JSON does to a row is done to both that are compared."""
-    rows = rollout_rows([group], step=step, stage="", tier_of=lambda problem_id: None, advantages={})
+    rows = rollout_rows([group], step=step, stage="", tier_of=lambda problem_id: None, advantages={}, reused=[False])
     return [json.loads(json.dumps(row)) for row in rows]
 
 

@@ -158,7 +158,7 @@ class Rollouts:
             raise GaveUp
         members = {place: of_place for share in shares for place, of_place in share.members.items()}
         groups = tuple(self._group(wanted, members[place]) for place, wanted in enumerate(attempts))
-        if phase != "train":
+        if phase not in ("train", "reprofile"):
             self.lengths.observe(groups)
         return Sampled(
             groups=groups,

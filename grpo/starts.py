@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from curricula import ProfileStore
 from grpo import checkpoint
 from grpo.chat import Chat
 from grpo.config import RunConfig
@@ -18,7 +17,7 @@ from grpo.distributed.strategy import Strategy
 from grpo.distributed.world import World
 from grpo.errors import CheckpointError, DataError
 from grpo.fingerprints import policy_print, profile_fingerprint
-from grpo.folder import COLD_START, Phase, RunFolder, named_disk_errors
+from grpo.folder import COLD_START, Phase, RunFolder
 from grpo.manifest import MANIFEST_FILE, Row, read_manifest
 from grpo.policy import Policy
 from grpo.profiling import Profile, profile
@@ -117,17 +116,18 @@ def profile_policy(
 ) -> Profile:
     """Profile `problems` with the policy as it stands, as `grpo.profiling.profile` does; raises what it raises.
 
-    `on_group` is called as there; None keeps what training can use of the groups beside the shards (`grpo.stock`)."""
+    `on_group` is called with each group as there; None keeps what training can use of them beside the shards
+    (`grpo.stock`)."""
     config = run.config
     weights = run.strategy.weights()
     policy = run.world.broadcast(policy_print(weights) if run.world.is_main else None)
     del weights  # a whole copy
     assert policy is not None  # the main rank has one
     fingerprint = profile_fingerprint(config, run.chat, policy=policy, temperature=temperature, phase=phase, step=step)
-    beside = ProfileStore(store_folder, fingerprint=fingerprint).folder
-    with named_disk_errors(beside):
-        beside.mkdir(parents=True, exist_ok=True)
-    writer = StockWriter(beside, first_rollouts=config.profile.first_rollouts, rank=run.world.rank)
+
+    def keep(beside: Path) -> Callable[[Group], None]:
+        return StockWriter(beside, first_rollouts=config.profile.first_rollouts, rank=run.world.rank).add
+
     return profile(
         run.rollouts,
         problems,
@@ -140,7 +140,7 @@ def profile_policy(
         max_error_fraction=config.reward.max_error_fraction,
         should_stop=run.should_stop,
         on_progress=run.console.profile_progress,
-        on_group=on_group or writer.add,
+        make_on_group=keep if on_group is None else lambda _: on_group,
         say=run.console.say,
         world=run.world,
         phase=phase,
@@ -151,14 +151,26 @@ def profile_policy(
 def read_tiers(run: Run) -> dict[str, Row]:
     """The profile in the run's folder: some columns of each problem's row of the manifest, by problem.
 
-    Raises DataError where there is none."""
+    The main rank reads it and tells the others: on another node a file that it has just written may not be seen yet.
+    Raises DataError where there is none, or one that cannot be read."""
+    rows, fault = run.world.broadcast(_tier_rows(run) if run.world.is_main else ({}, ""))
+    if fault:
+        raise DataError(fault)
+    return rows
+
+
+def _tier_rows(run: Run) -> tuple[dict[str, Row], str]:
+    """The rows by problem, or what is wrong."""
     path = run.folder.profile / MANIFEST_FILE
-    if not run.world.broadcast(path.is_file()):
-        raise DataError(
+    if not path.is_file():
+        return {}, (
             f"{path}: no profile, and curriculum.kind = {run.config.curriculum.kind!r} practises by tier; run "
-            "`grpo profile` (or `grpo recipe`) with this config first, or set curriculum.kind=uniform"
+            "`grpo profile` (or `grpo recipe`) with this config first, or set curriculum={kind: uniform}"
         )
-    return {row["id"]: row for row in read_manifest(path, columns=TIER_COLUMNS).rows}
+    try:
+        return {row["id"]: row for row in read_manifest(path, columns=TIER_COLUMNS).rows}, ""
+    except DataError as error:
+        return {}, str(error)
 
 
 def take_up(trainer: Trainer, path: Path) -> dict[str, Any]:

@@ -5,19 +5,25 @@ place when its problem is practised. Successes of the later waves, which took ma
 them as traces for the next cold start (the iterative distillation of arXiv 2508.06471)."""
 
 import json
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from grpo.errors import RunFolderError
 from grpo.folder import named_disk_errors
 from grpo.types import Group, KeptSets, Problem, Rollout, StopReason
 from rewards import Reward, Status
 
 GROUPS, TRACES = "groups_rank_{:04d}.jsonl", "successes_rank_{:04d}.jsonl"
+ROW_BEGINS = b'{"problem_id": "'
+BLOCK_BYTES = 2**16
 
 
 class StockWriter:
-    """Adds to a rank's files in one folder. What is added twice, by a profile that was killed, is the same twice."""
+    """Adds to a rank's files in one folder. What is added twice, by a profile that was killed, is the same twice.
+
+    Made where no other process writes to them, since it cuts off what a killed one left of a line."""
 
     def __init__(self, folder: Path, *, first_rollouts: int, rank: int = 0) -> None:
         """A problem's first `first_rollouts` attempts are its group, and later successes are traces."""
@@ -44,11 +50,13 @@ class StockWriter:
 class Stock:
     """The groups in a folder that no step has used yet.
 
-    Like a curriculum's, its state is that of the last step's end: what the step under way took is used then."""
+    Like a curriculum's, its state is that of the last step's end: what the step under way took is settled then."""
 
-    def __init__(self, places: Mapping[str, tuple[Path, int]]) -> None:
-        """`places` says in which file, and where in it, the line of each problem begins."""
+    def __init__(self, places: Mapping[str, tuple[Path, int]], *, gone: Path | None = None) -> None:
+        """`places` says in which file, and where in it, the line of each problem begins; `gone` is the folder that
+        should be there and is not."""
         self._places = dict(places)
+        self._gone = gone
         self._used: set[str] = set()
         self._taken: set[str] = set()  # by the step under way
 
@@ -59,19 +67,30 @@ class Stock:
 
     @classmethod
     def opened(cls, folder: Path) -> "Stock":
-        """What writers left in `folder`; nothing where they left nothing. A torn last line is left out."""
+        """What writers left in `folder`; nothing where they left nothing. A torn last line is left out.
+
+        Where there is no such folder it is `take` that raises: past the steps that take groups nobody misses it."""
+        if not folder.is_dir():
+            return cls({}, gone=folder)
         places: dict[str, tuple[Path, int]] = {}
         for path in sorted(folder.glob(GROUPS.replace("{:04d}", "*"))):
             with path.open("rb") as lines:
                 start = 0
                 for line in lines:
                     if line.endswith(b"\n"):
-                        places.setdefault(json.loads(line)["problem_id"], (path, start))
+                        places.setdefault(_problem_id(line), (path, start))
                     start += len(line)
         return cls(places)
 
     def take(self, problem: Problem, *, success_threshold: float) -> Group | None:
-        """The problem's group, once; None where there is none or it was used."""
+        """The problem's group, once; None where there is none or it was used.
+
+        Raises RunFolderError where the folder is gone."""
+        if self._gone is not None:
+            raise RunFolderError(
+                f"{self._gone}: the folder of the profile's groups is gone, and steps before profile.reuse_steps train "
+                "on them; restore it (profile.folder), or `grpo train --fresh` with profile.reuse_steps=0"
+            )
         if problem.id not in self._places or problem.id in self._used or problem.id in self._taken:
             return None
         self._taken.add(problem.id)
@@ -80,9 +99,9 @@ class Stock:
             file.seek(start)
             return _group(json.loads(file.readline()), problem, success_threshold=success_threshold)
 
-    def end_step(self) -> None:
-        """What the step took is used."""
-        self._used |= self._taken
+    def end_step(self, used: Iterable[str]) -> None:
+        """Of what the step took, the groups of the problems `used` were trained on; the others stay."""
+        self._used |= set(used)
         self._taken.clear()
 
     def state_dict(self) -> dict[str, Any]:
@@ -95,10 +114,33 @@ class Stock:
 
 
 def _cut_torn_line(path: Path) -> None:
-    """Drop what follows the last whole line, so that the next one begins a line of its own."""
-    if path.is_file():
-        with named_disk_errors(path), path.open("r+b") as file:
-            file.truncate(file.read().rfind(b"\n") + 1)
+    """Drop what follows the last whole line, so that the next one begins a line of its own.
+
+    The end of that line is looked for from the end of the file, which may be of gigabytes."""
+    if not path.is_file():
+        return
+    with named_disk_errors(path), path.open("r+b") as file:
+        end = size = file.seek(0, os.SEEK_END)
+        while end:
+            start = max(0, end - BLOCK_BYTES)
+            file.seek(start)
+            newline = file.read(end - start).rfind(b"\n")
+            if newline >= 0:
+                end = start + newline + 1
+                break
+            end = start
+        if end < size:
+            file.truncate(end)
+
+
+def _problem_id(line: bytes) -> str:
+    """The problem of a row of GROUPS: its first field, so that the megabytes after it are not read as JSON."""
+    end = line.find(b'"', len(ROW_BEGINS))
+    name = line[len(ROW_BEGINS) : end]
+    if line.startswith(ROW_BEGINS) and end > 0 and b"\\" not in name:  # else the id is written with escapes
+        return name.decode()
+    row: dict[str, Any] = json.loads(line)
+    return str(row["problem_id"])
 
 
 def _traces(group: Group) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -51,7 +51,7 @@ class Parts:
     problems: Mapping[str, Problem]
     profile_tokens: int  # spent on the labels
     stock: Stock  # groups that the profile drew
-    reprofile: Callable[[int], Profile]  # of the pool with the policy as it stands after so many steps
+    reprofile: Callable[[int, float], Profile]  # of the pool, after so many steps and at a temperature
     validation: Sequence[Problem]
     tracker: Tracker
     folder: RunFolder
@@ -64,6 +64,7 @@ class Progress:
 
     step: int = 0
     spent_tokens: int = 0  # by the profile, in training and for every decision on the way
+    decided: dict[str, Any] = field(default_factory=dict)  # before which step, and the metrics of what was due
     best_value: float = -math.inf
     best_step: int = -1
     evaluations_since_best: int = 0
@@ -109,7 +110,7 @@ class Trainer:
             world=parts.world,
         )
         self._thermostat.begin_stage(self._collector.stage.temperature)
-        self._is_sampling = False
+        self._is_at_boundary = False  # of steps, in no part of one that changes a weight or a curriculum
 
     def run(self) -> None:
         """Step until the run's last step, the curriculum's end or an early stop; the last state is always saved."""
@@ -160,28 +161,26 @@ class Trainer:
         parts, progress, stats = self._parts, self._progress, StepStats()
         started = time.perf_counter()
         parts.world.progress("step", step=progress.step + 1)
+        self._is_at_boundary = True
+        decided = self._decide()
         temperature = self._thermostat.value(progress.step)
         stage = parts.curriculum.stage
-        self._is_sampling = True
         grid = self._thermostat.grid()
         collected = self._collector.collect(step=progress.step, temperature=temperature, grid=grid)
-        self._is_sampling = False
-        self._check_verdicts(collected.groups)
+        self._is_at_boundary = False
+        self._check_verdicts(collected)
         collected.count(stats)
         trained = self._updater.update(collected.kept, stage=self._collector.stage, step=progress.step, stats=stats)
         if any(trained):
             parts.rollouts.load_weights()
-        self._log_rollouts(collected.groups, trained)
+        self._log_rollouts(collected, trained)
         self._end_step(collected)
-        metrics = stats.reduce()
+        metrics = stats.reduce() | decided
         metrics |= parts.curriculum.metrics() | self._thermostat.metrics() | self._evaluate()
         if not any(trained):
             parts.tracker.event(progress.step, "no_update", {"reason": _why_no_update(collected.kept)})
-        metrics |= self._reprofile()
         if parts.curriculum.stage != stage:
             self._begin_stage()
-        if not self.end_reason:  # after the last step there is nothing left to sample
-            metrics |= self._thermostat.decide(progress.step)
         progress.spent_tokens += sum(int(metrics.get(f"tokens/{purpose}", 0)) for purpose in DECISIONS)
         metrics |= {"sampling/temperature": temperature, "tokens/total": float(progress.spent_tokens)}
         metrics["time/step"] = time.perf_counter() - started
@@ -192,16 +191,33 @@ class Trainer:
 
     def draw(self) -> list[Group]:
         """The groups of the next step, however many verdicts are lost. The trainer is not to be gone on with."""
+        self._decide()
         step = self._progress.step
         return list(self._collector.collect(step=step, temperature=self._thermostat.value(step)).groups)
+
+    def _decide(self) -> dict[str, float]:
+        """What is due before a step: the temperature, and new labels; returns the metrics of that.
+
+        Before the step and not after the last one, so that a run that is asked for more steps later decides as one that
+        was asked for them at once."""
+        step = self._progress.step
+        if not step:
+            return {}
+        if self._progress.decided.get("step") != step:
+            self._progress.decided = {"step": step}
+        decided = self._progress.decided
+        for what, decide in (("temperature", self._thermostat.decide), ("labels", self._reprofile)):
+            if what not in decided:  # a step that is begun again, by a resume, does not decide again
+                decided[what] = decide(step)
+        return {**decided["temperature"], **decided["labels"]}
 
     def _end_step(self, collected: Collected) -> None:
         """What the step's groups say takes effect, everywhere at once: no state is between two steps."""
         parts, progress = self._parts, self._progress
         parts.curriculum.end_step()
-        parts.stock.end_step()
-        parts.rollouts.lengths.observe(collected.groups)
-        self._thermostat.observe(progress.step, collected.groups)
+        parts.stock.end_step(collected.reused_ids)
+        parts.rollouts.lengths.observe(collected.drawn)
+        self._thermostat.observe(progress.step, collected.drawn)
         progress.spent_tokens += collected.sampled_tokens
         progress.step += 1
 
@@ -215,7 +231,7 @@ class Trainer:
     def _given_up(self) -> Interrupted:
         """Save what a step that was ended in the middle leaves, and say so."""
         progress = self._progress
-        if not self._is_sampling:  # the weights have moved, and the numbers of the step are not written
+        if not self._is_at_boundary:  # the weights have moved, and the numbers of the step are not written
             return Interrupted(
                 f"stopped while evaluating in step {progress.step}: --resume does the steps since the "
                 "last checkpoint again"
@@ -234,8 +250,9 @@ class Trainer:
 
     # --- sampling -------------------------------------------------------------------------------------------------
 
-    def _check_verdicts(self, groups: Sequence[Group]) -> None:
+    def _check_verdicts(self, collected: Collected) -> None:
         """Raises RewardError past the allowed share of lost verdicts, once the rollouts that tell why are written."""
+        groups = collected.drawn
         try:
             check_lost(
                 lost_verdicts(groups),
@@ -244,7 +261,7 @@ class Trainer:
                 place=f"step {self._progress.step + 1}",
             )
         except RewardError:
-            self._log_rollouts(groups, trained=[])
+            self._log_rollouts(collected, trained=[])
             raise
 
     # --- evaluation, best checkpoint, temperature -----------------------------------------------------------------
@@ -285,16 +302,21 @@ class Trainer:
         details = {"stage": curriculum.stage, "name": curriculum.stage_name, "reason": curriculum.switch_reason}
         self._parts.tracker.event(self._progress.step, "stage", details)
 
-    def _reprofile(self) -> dict[str, float]:
+    def _reprofile(self, step: int) -> dict[str, float]:
         """Label the pool again with the policy as it stands, where that is due; returns the metrics of that."""
-        every, step = self._config.curriculum.reprofile_every_steps, self._progress.step
-        if every is None or step % every or self.end_reason:
+        every = self._config.curriculum.reprofile_every_steps
+        if every is None or step % every:
             return {}
         started = time.perf_counter()
-        profiled = self._parts.reprofile(step)
-        self._parts.curriculum.relabel(profiled.tiers)
+        curriculum = self._parts.curriculum
+        stage = curriculum.stage
+        profiled = self._parts.reprofile(step, self._thermostat.value(step))
+        self._parts.rollouts.lengths.expect(profiled.mean_tokens)
+        curriculum.relabel(profiled.tiers)
         details = {"tiers": profiled.counts, "rollouts": profiled.num_rollouts, "tokens": profiled.num_tokens}
         self._parts.tracker.event(step, "reprofile", details)
+        if curriculum.stage != stage:
+            self._begin_stage()
         return {"time/reprofile": time.perf_counter() - started, "tokens/reprofile": float(profiled.num_tokens)}
 
     # --- what survives --------------------------------------------------------------------------------------------
@@ -340,7 +362,7 @@ class Trainer:
     def _state(self) -> str:
         """Everything but weights, optimizer and the tracker's files, as JSON: a copy that no later step changes.
 
-        The same on every rank. Noise needs no state: it is counted, not drawn."""
+        The same on every rank but for the stock, which is the main rank's. Noise needs no state: it is counted."""
         parts = self._parts
         state = {
             "progress": {name: getattr(self._progress, name) for name in Progress.__dataclass_fields__},
@@ -360,11 +382,16 @@ class Trainer:
         if self._parts.world.is_main:
             self._writer.write(lambda: checkpoint.save(path, weights=weights, optimizer=None, state=state))
 
-    def _log_rollouts(self, groups: Sequence[Group], trained: Sequence[list[TrainedRollout]]) -> None:
+    def _log_rollouts(self, collected: Collected, trained: Sequence[list[TrainedRollout]]) -> None:
         advantages = {(t.rollout.problem_id, t.rollout.attempt): t.advantage for of_group in trained for t in of_group}
         curriculum, step = self._parts.curriculum, self._progress.step + 1
         rows = rollout_rows(
-            groups, step=step, stage=curriculum.stage_name, tier_of=curriculum.tier_of, advantages=advantages
+            collected.groups,
+            step=step,
+            stage=curriculum.stage_name,
+            tier_of=curriculum.tier_of,
+            advantages=advantages,
+            reused=collected.reused,
         )
         self._parts.tracker.rollouts(step, rows)
 

@@ -10,7 +10,7 @@ with Pool(workers=4, timeout_seconds=2.0) as pool:      # processes that can be 
     pool.score_all([(mine, "a completion", {"answer": "5"})])  # in order; a crash is an error, never a zero
 """
 
-from rewards.build import REWARD_NAMES, build, build_spec, longest_seconds
+from rewards.build import REWARD_NAMES, build, build_spec, files_of, longest_seconds
 from rewards.length import soft_overlong_penalty
 from rewards.pool import Pool
 from rewards.score import BrokenLine, read_jsonl_rows, score_rows
@@ -30,6 +30,7 @@ __all__ = [
     "as_trl",
     "build",
     "build_spec",
+    "files_of",
     "from_trl",
     "load_function",
     "longest_seconds",

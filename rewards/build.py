@@ -29,8 +29,8 @@ from rewards.user import load_function
 
 
 class BuiltIn(NamedTuple):
-    """A built-in reward: its options, what makes the verifier from them, what imports the packages it needs, and how
-    many seconds a call may take by its own options, where it keeps a limit of its own.
+    """A built-in reward: its options, what makes the verifier from them, what imports the packages it needs, how many
+    seconds a call may take by its own options, where it keeps a limit of its own, and the user's files that it reads.
 
     Options and verifier are made without those packages, so that a config is checked in no time."""
 
@@ -38,6 +38,7 @@ class BuiltIn(NamedTuple):
     make: Callable[[Any], Verifier]
     prepare: Callable[[], object] | None = None
     longest_seconds: Callable[[Any], float] | None = None
+    files: Callable[[Any], tuple[str, ...]] | None = None
 
 
 BUILT_IN: Mapping[str, BuiltIn] = MappingProxyType(
@@ -48,8 +49,10 @@ BUILT_IN: Mapping[str, BuiltIn] = MappingProxyType(
         "generated": BuiltIn(GeneratedOptions, build_generated, prepare_generated),
         "multiple_choice": BuiltIn(MultipleChoiceOptions, build_multiple_choice),
         "tool_call": BuiltIn(ToolCallOptions, build_tool_call),
-        "judge": BuiltIn(JudgeOptions, build_judge, prepare_judge, judge_seconds),
-        "instructions": BuiltIn(InstructionsOptions, build_instructions, prepare_instructions),
+        "judge": BuiltIn(JudgeOptions, build_judge, prepare_judge, judge_seconds, lambda options: options.files),
+        "instructions": BuiltIn(
+            InstructionsOptions, build_instructions, prepare_instructions, files=lambda options: options.files
+        ),
         "language": BuiltIn(LanguageOptions, build_language, prepare_language),
         "length": BuiltIn(LengthOptions, build_length),
         "repetition": BuiltIn(RepetitionOptions, build_repetition),
@@ -89,6 +92,21 @@ def prepare_spec(spec: RewardSpec) -> None:
     built_in = BUILT_IN.get(spec.name)
     if built_in is not None and built_in.prepare is not None:
         built_in.prepare()
+
+
+def files_of(spec: RewardSpec) -> tuple[str, ...]:
+    """The user's own files that the verifier of a spec is made of, in an order that follows from the spec.
+
+    What such a file imports or opens itself is not among them. Raises ValueError for bad options."""
+    if spec.file is not None:
+        return (spec.file,)
+    if spec.name == "compose":
+        components = read_options(ComposeOptions, spec.options, reward=spec.name).components.values()
+        return tuple(file for component in components for file in files_of(component.spec))
+    built_in = BUILT_IN.get(spec.name)
+    if built_in is None or built_in.files is None:
+        return ()
+    return built_in.files(read_options(built_in.options_type, spec.options, reward=spec.name))
 
 
 def longest_seconds(spec: RewardSpec) -> float:

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from curricula import Uniform
-from grpo.collecting import Collector
+from grpo.collecting import Collected, Collector
 from grpo.distributed.world import World
 from grpo.rollout import Attempts, Sampled
 from grpo.stock import Stock, StockWriter
@@ -76,6 +76,12 @@ def collector_of(names: Sequence[str], *, refills: int = 2, stock: Stock | None 
     return collector, drawing
 
 
+def counted(collected: Collected) -> dict[str, float]:
+    stats = StepStats()
+    collected.count(stats)
+    return stats.reduce()
+
+
 def test_a_step_is_refilled_by_what_is_missing_and_goes_on_with_what_it_has():
     collector, drawing = collector_of([f"bad {i}" for i in range(30)] + ["good 1"], refills=3)
     collected = collector.collect(step=2, temperature=1.0)
@@ -83,9 +89,7 @@ def test_a_step_is_refilled_by_what_is_missing_and_goes_on_with_what_it_has():
     assert [len(call) for call in drawing.calls] == [4, 4, 4, 4] or missing < 4
     assert collected.num_waves == 4
     assert collected.num_missing == missing
-    stats = StepStats()
-    collected.count(stats)
-    metrics = stats.reduce()
+    metrics = counted(collected)
     assert metrics["group/missing"] == missing
     assert metrics["sampling/waves"] == 4
     assert metrics["sampling/tokens"] == 2 * TOKENS * len(collected.groups)
@@ -97,7 +101,7 @@ def test_nothing_is_refilled_where_every_group_teaches():
     collected = collector.collect(step=2, temperature=1.0)
     assert [len(call) for call in drawing.calls] == [4]
     assert (collected.num_missing, collected.num_waves, len(collected.kept)) == (0, 1, 4)
-    assert collected.kept_tokens == collected.sampled_tokens == 4 * 2 * TOKENS
+    assert counted(collected)["tokens/kept"] == collected.sampled_tokens == 4 * 2 * TOKENS
 
 
 def test_a_problem_that_comes_twice_in_a_step_has_attempts_of_its_own():
@@ -122,19 +126,24 @@ def test_groups_of_the_stock_cost_no_token_and_come_once(tmp_path, stocked):
     collector, drawing = collector_of(names, stock=stock)
     collected = collector.collect(step=2, temperature=1.0)
     assert len(collected.kept) == 4
-    assert collected.reused_tokens == stocked * 2 * TOKENS
-    assert collected.sampled_tokens == collected.kept_tokens == (4 - stocked) * 2 * TOKENS
+    metrics = counted(collected)
+    assert metrics["tokens/reused"] == stocked * 2 * TOKENS
+    assert metrics["sampling/tokens"] == metrics["tokens/kept"] == (4 - stocked) * 2 * TOKENS
+    assert collected.reused_ids == set(names[:stocked])
+    # What was chosen by its outcome, and by an earlier policy, is in no statistic of the step, and not told again.
+    assert ("reward/mean" in metrics) == (stocked < 4)
+    assert [group.problem.id for group in collected.drawn] == [a.problem.id for call in drawing.calls for a in call]
     drawn = [a.problem.id for call in drawing.calls for a in call]
     assert sorted(drawn) == names[stocked:]
-    stock.end_step()
-    assert collector.collect(step=2, temperature=1.0).reused_tokens == 0
+    stock.end_step(collected.reused_ids)
+    assert not any(collector.collect(step=2, temperature=1.0).reused)
 
 
 def test_past_the_steps_of_reuse_every_group_is_drawn(tmp_path):
     StockWriter(tmp_path, first_rollouts=2).add(group_of(problem_of("good 0"), first_attempt=0, size=2, varied=True))
     collector, drawing = collector_of([f"good {i}" for i in range(4)], stock=Stock.opened(tmp_path))
     collector._reuse_steps = 2
-    assert collector.collect(step=2, temperature=1.0).reused_tokens == 0
+    assert not any(collector.collect(step=2, temperature=1.0).reused)
     assert len(drawing.calls[0]) == 4
 
 
@@ -155,3 +164,27 @@ def test_the_stage_sets_the_sizes():
     collected = collector.collect(step=2, temperature=1.0)
     assert [(len(call), call[0].num_rollouts) for call in drawing.calls] == [(2, 3)]
     assert len(collected.kept) == 2
+
+
+def test_tokens_that_are_kept_are_those_of_drawn_groups_within_the_steps_number(tmp_path):
+    """One good problem is drawn, five are in the stock: four groups are kept, whichever these are."""
+    names = [f"good {i}" for i in range(6)]
+    writer = StockWriter(tmp_path, first_rollouts=2)
+    for name in names[1:]:
+        writer.add(group_of(problem_of(name), first_attempt=0, size=2, varied=True))
+    collector, _ = collector_of([*names, *(f"bad {i}" for i in range(4))], refills=3, stock=Stock.opened(tmp_path))
+    collected = collector.collect(step=2, temperature=1.0)
+    metrics = counted(collected)
+    assert metrics["tokens/kept"] + metrics["tokens/reused"] == 4 * 2 * TOKENS
+    drawn_and_kept = [g for g in collected.kept if g.problem.id == "good 0"]
+    assert metrics["tokens/kept"] == len(drawn_and_kept) * 2 * TOKENS
+    assert len(collected.reused_ids) == 4 - len(drawn_and_kept)
+
+
+def test_the_curriculum_is_told_of_every_group_that_was_drawn_and_of_no_other(tmp_path):
+    StockWriter(tmp_path, first_rollouts=2).add(group_of(problem_of("good 0"), first_attempt=0, size=2, varied=True))
+    collector, _ = collector_of([f"good {i}" for i in range(4)], stock=Stock.opened(tmp_path))
+    told = []
+    collector._curriculum.observe = told.extend
+    collector.collect(step=2, temperature=1.0)
+    assert sorted(outcome.problem_id for outcome in told) == ["good 1", "good 2", "good 3"]

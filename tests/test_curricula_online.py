@@ -206,3 +206,19 @@ def test_an_impossible_wait_is_refused():
         Online(["a"], seed=0, max_wait_epochs=0)
     with pytest.raises(ValueError, match="min_observations = 0"):
         MoveRule(min_observations=0)
+
+
+def test_a_problem_without_a_verdict_rests_like_one_without_a_success():
+    names = ids(20)
+    silent = set(names[:8])
+    curriculum = Online(names, seed=0, max_wait_epochs=4)
+    given = []
+    for _ in range(60):
+        step = curriculum.next(5)
+        given.append(step)
+        curriculum.observe([Outcome(name, 0 if name in silent else 8, 0 if name in silent else 4) for name in step])
+        curriculum.end_step()
+    times = Counter(name for step in given[8:] for name in step)  # after the first look at everything
+    # 260 groups are 13 epochs: a silent one comes once in 4 in the long run, and moderate ones share the rest.
+    assert max(times[name] for name in silent) <= 5
+    assert min(times[name] for name in names if name not in silent) >= 15

@@ -268,3 +268,14 @@ def test_a_locked_store_names_the_process_that_holds_it_and_another_fingerprint_
             pass
     with store.locked():
         pass
+
+
+def test_the_folder_with_the_newest_shard_is_the_last_of_the_others_whatever_else_it_holds(tmp_path):
+    stores = [ProfileStore(tmp_path, fingerprint={"policy": name}) for name in ("own", "old", "new")]
+    times = {("old", 0): 20, ("new", 0): 10, ("new", 1): 30}  # the first shard of the newer folder is the oldest of all
+    for store, name in zip(stores, ("own", "old", "new"), strict=True):
+        for rank in (0, 1):
+            if (name, rank) in times:
+                store.shard(rank).close()
+                os.utime(store.folder / f"attempts_rank_{rank:04d}.jsonl", (0, times[name, rank]))
+    assert [fingerprint["policy"] for _, fingerprint in stores[0].others()] == ["old", "new"]

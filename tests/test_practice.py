@@ -31,7 +31,8 @@ PLATEAU = [
 )
 def test_each_kind_is_built_from_the_runs_seed_and_only_stages_ask_for_a_profile(tmp_path, kind, expected, profiled):
     def first_problems(seed: int, *, ids: list[str] = IDS) -> list[str]:
-        config = small_run_config(tmp_path, **{"curriculum.kind": kind, "run.seed": seed})
+        stages = {} if profiled else {"curriculum.stages": None}
+        config = small_run_config(tmp_path, **{"curriculum.kind": kind, "run.seed": seed, **stages})
         assert needs_profile(config) is profiled
         curriculum = build_curriculum(config, ids, TIERS if profiled else {})
         assert isinstance(curriculum, expected)

@@ -146,6 +146,36 @@ def test_too_many_lost_verdicts_end_the_profile_by_name(tmp_path, capsys):
     assert "ZeroDivisionError" in said
 
 
+def judged_until(folder: Path, *, first_lost: int, num_lost: int) -> dict[str, Any]:
+    """A judge that loses so many verdicts, from that call of a process on."""
+    path = folder / "judge.py"
+    path.write_text(
+        "calls = 0\n\ndef judge(completion, problem):\n    global calls\n    calls += 1\n"
+        f"    if {first_lost} <= calls < {first_lost + num_lost}:\n        raise OSError('the judge is gone')\n"
+        "    return float(ord(completion[:1] or '!') % 8 == 0)\n",
+        encoding="utf-8",
+    )
+    return {"reward.file": str(path), "reward.function": "judge", "sampling.max_rows": 8}
+
+
+def test_a_judge_that_dies_late_ends_the_profile_and_nothing_that_it_lost_is_stored(tmp_path, capsys):
+    # Waves are of 16 rollouts after a first one of 8: 16 of 216 verdicts are within the limit, 16 of 16 are not.
+    judged = judged_until(tmp_path, first_lost=201, num_lost=10**6) | {"reward.max_error_fraction": 0.3}
+    assert grpo("profile", small_run_file(tmp_path, **UNIFORM_START, **judged)) == 6
+    said = capsys.readouterr().err
+    assert "profile, its last wave: 16 of 16 verdicts were lost, more than reward.max_error_fraction = 0.3" in said
+    assert "the judge is gone" in said
+    records = read_jsonl(shard_of(tmp_path / "runs" / "small"))[1:]
+    assert sum(len(record["correct"]) for record in records) == 200
+    assert all(None not in record["correct"] for record in records)
+
+
+def test_one_lost_verdict_of_a_small_wave_ends_nothing(tmp_path):
+    # One of 16, which is more than 0.05 of them.
+    run = profiled(tmp_path, **judged_until(tmp_path, first_lost=200, num_lost=1))
+    assert sum(drawn.count(None) for drawn in verdicts_of(run).values()) == 1
+
+
 def test_after_a_broken_reward_is_mended_a_resume_gives_the_tiers_of_an_unbroken_run(tmp_path, capsys):
     expected = profiled(tmp_path / "whole", **judged_by(tmp_path, "float(ord(completion[:1] or '!') % 8 == 0)"))
     judged = judged_by(tmp_path, "1 / 0")

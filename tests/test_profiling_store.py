@@ -49,7 +49,11 @@ def profiled_by(run: Run, folder: Path, *, on_group: Callable[[Group], None] = i
 
 def records_of(folder: Path) -> list[tuple[str, int, int]]:
     """Problem, first attempt and number of attempts of each record of the one fingerprint in `folder`."""
-    rows = [json.loads(line) for shard in sorted(folder.glob("*/*.jsonl")) for line in shard.read_bytes().splitlines()]
+    rows = [
+        json.loads(line)
+        for shard in sorted(folder.glob("*/attempts_rank_*.jsonl"))
+        for line in shard.read_bytes().splitlines()
+    ]
     return [(row["problem_id"], row["first_attempt"], len(row["correct"])) for row in rows if "problem_id" in row]
 
 
@@ -248,8 +252,14 @@ def test_a_second_profile_of_the_same_policy_is_refused_by_the_process_that_is_a
     shared = {"profile.folder": str(tmp_path / "shared")}
     assert grpo("profile", small_run_file(tmp_path / "a", **BASE, **shared)) == 0
     fingerprint = read_manifest(tmp_path / "a" / "runs" / "small" / "profile" / MANIFEST_FILE).fingerprint
-    with ProfileStore(tmp_path / "shared", fingerprint=fingerprint).locked():
+    store = ProfileStore(tmp_path / "shared", fingerprint=fingerprint)
+    with store.locked():
+        for path in store.folder.glob("*_rank_0000.jsonl"):
+            path.write_bytes(path.read_bytes() + b'{"problem_id": "half of a line')  # the holder is writing it
+        before = {path: path.read_bytes() for path in store.folder.iterdir()}
         assert grpo("profile", small_run_file(tmp_path / "b", **BASE, **shared)) == 4
+        assert {path: path.read_bytes() for path in store.folder.iterdir()} == before
+    assert len(before) > 4
     assert f"process {os.getpid()} is profiling into it; wait for it or stop it" in told(capsys)
 
 
@@ -271,6 +281,20 @@ def test_a_stop_while_profiling_says_where_the_verdicts_are(tmp_path):
         object.__setattr__(run, "should_stop", lambda: True)
         with pytest.raises(Interrupted, match=r"every verdict is in .*store.*: add --resume"):
             profiled_by(run, tmp_path / "store")
+
+
+def test_a_run_that_trains_on_the_groups_of_a_profile_is_not_gone_on_with_without_them(tmp_path, capsys):
+    shared = tmp_path / "shared"
+    config = small_run_file(tmp_path, **BASE, **{"profile.folder": str(shared), "train.steps": 2})
+    assert grpo("profile", config) == 0
+    assert grpo("train", config) == 0
+    assert grpo("train", config, "--resume", "train.steps=3", f"profile.folder={tmp_path}/other") == 4
+    assert "it differs in profile.folder" in told(capsys)
+    shared.rename(tmp_path / "moved")
+    assert grpo("train", config, "--resume", "train.steps=3") == 4
+    assert "the folder of the profile's groups is gone, and steps before profile.reuse_steps" in told(capsys)
+    (tmp_path / "moved").rename(shared)
+    assert grpo("train", config, "--resume", "train.steps=3") == 0
 
 
 class SecondNode(World):

@@ -100,7 +100,7 @@ def test_two_ranks_draw_the_tokens_of_one_and_come_to_the_same_tiers(one_rank, t
 def test_every_rank_has_a_log_and_one_of_them_speaks(two_ranks):
     logs = sorted(path.name for path in (two_ranks / "logs").iterdir())
     assert logs == ["rank_0.log", "rank_1.log"]
-    assert "eval: the final policy is" in (two_ranks / "logs" / "rank_1.log").read_text()
+    assert "eval: last is" in (two_ranks / "logs" / "rank_1.log").read_text()
 
 
 def test_a_rank_that_takes_groups_as_it_is_free_draws_the_same_tokens(tmp_path, one_rank):

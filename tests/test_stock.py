@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from grpo.stock import GROUPS, TRACES, Stock, StockWriter
+from grpo.errors import RunFolderError
+from grpo.stock import BLOCK_BYTES, GROUPS, TRACES, Stock, StockWriter
 from grpo.types import Group, KeptSets, Message, Problem, Rollout, StopReason
 from rewards import Reward, RewardSpec
 
@@ -73,7 +74,7 @@ def test_a_group_is_taken_once_and_a_step_that_is_given_up_has_taken_none(tmp_pa
     assert stock.take(problem_of("a"), success_threshold=1.0) is not None
     assert stock.take(problem_of("a"), success_threshold=1.0) is None
     before = json.loads(json.dumps(stock.state_dict()))
-    stock.end_step()
+    stock.end_step(["a"])
     after = json.loads(json.dumps(stock.state_dict()))
     for state, expected in ((before, True), (after, False)):
         resumed = Stock.opened(tmp_path)
@@ -103,6 +104,47 @@ def test_a_line_after_a_torn_one_is_whole(tmp_path):
     assert Stock.opened(tmp_path).take(problem_of("b"), success_threshold=1.0) is not None
 
 
+@pytest.mark.parametrize("size", [0, 1, 7, BLOCK_BYTES - 1, BLOCK_BYTES, BLOCK_BYTES + 1, 3 * BLOCK_BYTES])
+@pytest.mark.parametrize("whole", [b"", b"{}\n", b"x" * 2 * BLOCK_BYTES + b"\n"])
+def test_what_follows_the_last_whole_line_is_cut_off_however_long_either_is(tmp_path, whole, size):
+    path = tmp_path / TRACES.format(0)
+    path.write_bytes(whole + b"y" * size)
+    StockWriter(tmp_path, first_rollouts=2)
+    assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("name", ["a", 'with "quotes", and \\', "ü", "line\nbreak", ""])
+def test_a_problem_of_any_name_is_found(tmp_path, name):
+    StockWriter(tmp_path, first_rollouts=2).add(group_of(name, [True, False]))
+    assert Stock.opened(tmp_path).take(problem_of(name), success_threshold=1.0) == group_of(name, [True, False])
+
+
+def test_only_the_group_that_is_taken_is_read_as_json(tmp_path, monkeypatch):
+    writer = StockWriter(tmp_path, first_rollouts=2)
+    for name in ("a", "b", "c"):
+        writer.add(group_of(name, [True, False]))
+    loads, read = json.loads, []
+
+    def watched(text: bytes) -> object:
+        read.append(text)
+        return loads(text)
+
+    monkeypatch.setattr(json, "loads", watched)
+    stock = Stock.opened(tmp_path)
+    assert read == []
+    assert stock.take(problem_of("b"), success_threshold=1.0) is not None
+    assert len(read) == 1
+
+
+def test_a_folder_that_is_gone_is_an_error_when_a_group_is_asked_for(tmp_path):
+    stock = Stock.opened(tmp_path / "gone")
+    assert stock.state_dict() == {"used": []}
+    with pytest.raises(
+        RunFolderError, match=r"gone: the folder of the profile's groups is gone.*profile.reuse_steps=0"
+    ):
+        stock.take(problem_of("a"), success_threshold=1.0)
+
+
 def test_where_no_profile_left_anything_there_is_nothing(tmp_path):
     assert Stock.opened(tmp_path).take(problem_of("a"), success_threshold=1.0) is None
     assert Stock.empty().take(problem_of("a"), success_threshold=1.0) is None
@@ -116,3 +158,11 @@ def test_groups_of_all_ranks_are_found_and_one_that_two_have_counts_once(tmp_pat
     stock = Stock.opened(tmp_path)
     taken = [stock.take(problem_of(name), success_threshold=1.0) is not None for name in ("a", "b", "b", "c")]
     assert taken == [True, True, False, True]
+
+
+def test_a_group_that_a_step_took_and_did_not_train_on_stays(tmp_path):
+    StockWriter(tmp_path, first_rollouts=2).add(group_of("a", [True, False]))
+    stock = Stock.opened(tmp_path)
+    assert stock.take(problem_of("a"), success_threshold=1.0) is not None
+    stock.end_step([])
+    assert stock.take(problem_of("a"), success_threshold=1.0) is not None

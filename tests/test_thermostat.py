@@ -199,8 +199,8 @@ def test_a_counterfactual_run_draws_the_same_rollouts_and_decides_from_its_windo
     assert event["decision"]["chosen"] == 1.1
     assert event["decision"]["plateau"]["steady"] is True
     assert all(0 < reading["effective_fraction"] <= 1 for reading in readings)
-    assert metrics_of(found)[3]["tokens/temperature"] == 0
-    assert metrics_of(plain)[3]["tokens/temperature"] > 0
+    assert metrics_of(found)[4]["tokens/temperature"] == 0
+    assert metrics_of(plain)[4]["tokens/temperature"] > 0
 
 
 def test_a_run_with_diversity_looks_after_its_first_step_and_every_cooldown(tmp_path):

@@ -96,7 +96,12 @@ def hostile_group(text: str) -> Group:
 @pytest.mark.parametrize("text", HOSTILE)
 def test_hostile_text_comes_back_as_it_was(folder, text):
     rows = rollout_rows(
-        [hostile_group(text)], step=3, stage="s", tier_of={"id": "moderate"}.get, advantages={("id", 4): 0.5}
+        [hostile_group(text)],
+        step=3,
+        stage="s",
+        tier_of={"id": "moderate"}.get,
+        advantages={("id", 4): 0.5},
+        reused=[False],
     )
     tracker_of(folder).rollouts(3, rows)
     (path,) = folder.rollouts.iterdir()

@@ -526,9 +526,10 @@ def test_an_adaptive_temperature_is_logged_and_is_what_later_rollouts_carry(tmp_
     assert event["step"] == 4
     assert (event["decision"]["current"], event["decision"]["chosen"]) == (1.0, 1.3)
     assert [reading["temperature"] for reading in event["decision"]["readings"]] == [1.0, 1.3]
-    assert [row.get("time/temperature", 0) > 0 for row in metrics_of(run)] == [False] * 3 + [True] + [False] * 2
-    fourth = metrics_of(run)[3]
-    assert fourth["time/step"] > fourth["time/temperature"] + fourth["time/sampling"]
+    # A decision is made before the step that it is for, and billed to it.
+    assert [row.get("time/temperature", 0) > 0 for row in metrics_of(run)] == [False] * 4 + [True, False]
+    fifth = metrics_of(run)[4]
+    assert fifth["time/step"] > fifth["time/temperature"] + fifth["time/sampling"]
     assert [row["sampling/temperature"] for row in metrics_of(run)] == [1.0] * 4 + [1.3] * 2
     for step in range(1, 7):
         assert {row["temperature"] for row in rollouts_of(run, step=step)} == {1.0 if step <= 4 else 1.3}

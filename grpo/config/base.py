@@ -14,14 +14,16 @@ class Section(BaseModel):
         frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False
     )
 
-    def refuse_unread(self, *names: str, because: str, remedy: str) -> None:
+    def refuse_unread(self, *names: str, because: str, remedy: str, section: str = "") -> None:
         """Raises ValueError for the first of the fields that differs from its default, though nothing reads it.
 
-        A default may stand in the file: the resolved config of a run spells every one of them out."""
+        A default may stand in the file: the resolved config of a run spells every one of them out. `section` names
+        this one where another validates it."""
         for name in names:
             value, default = getattr(self, name), type(self).model_fields[name].default
             if value != default:
-                raise ValueError(f"{name} = {value!r} is not read where {because}; drop it or {remedy}")
+                place = f"{section}.{name}" if section else name
+                raise ValueError(f"{place} = {value!r} is not read where {because}; drop it or {remedy}")
 
     @field_validator("*", mode="before")
     @classmethod

@@ -170,7 +170,7 @@ def _apply(raw: dict[str, Any], override: str) -> None:
 def _plain(value: Any) -> Any:
     """A copy in YAML's own types. Nothing in it is shared, so that an override of one field is none of its anchor."""
     if isinstance(value, dict):
-        return {name: _plain(child) for name, child in value.items()}
+        return {_plain(name): _plain(child) for name, child in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(child) for child in value]
     return str(value) if isinstance(value, Enum) else value

@@ -28,7 +28,7 @@ FIELDS_OF_KINDS: dict[str, tuple[str, ...]] = {
 
 
 class TemperatureConfig(Section):
-    """The temperature of the policy's samples, step by step."""
+    """How hot the policy samples, step by step."""
 
     kind: Literal["constant", "linear", "cosine", "steps", "adaptive", "diversity"] = "constant"
     """adaptive is GLM-4.5's rule: when the reward is stable, the highest temperature that costs at most the guard;
@@ -93,6 +93,9 @@ class TemperatureConfig(Section):
         for name, kinds in FIELDS_OF_KINDS.items():
             if self.kind not in kinds:
                 self.refuse_unread(name, because=f"kind is {self.kind}", remedy=f"set kind: {' or '.join(kinds)}")
+        if not self.counterfactual:
+            because, remedy = "counterfactual is false", "set counterfactual: true"
+            self.refuse_unread("min_effective_fraction", because=because, remedy=remedy)
         if self.kind == "adaptive" and self.max_rollouts_per_problem < self.rollouts_per_problem:
             raise ValueError(
                 f"max_rollouts_per_problem = {self.max_rollouts_per_problem} is below rollouts_per_problem = "
@@ -249,6 +252,18 @@ class CurriculumConfig(Section):
                     )
         return self
 
+    def _check_stages_are_read(self) -> None:
+        has_own = self.stages and self.stages != type(self).model_fields["stages"].default
+        if self.kind != "two_stages" and has_own:
+            names = ", ".join(stage.name for stage in self.stages)
+            raise ValueError(
+                f"stages ({names}) are not read where kind is {self.kind}; drop them or set kind: two_stages (on the "
+                f"command line, curriculum={{kind: {self.kind}}} drops the file's)"
+            )
+        if self.kind != "two_stages" or not any(stage.until_plateau for stage in self.stages):
+            because, remedy = "no stage of two_stages is until_plateau", "set until_plateau of a stage"
+            self.refuse_unread("plateau_window_steps", "plateau_rise", because=because, remedy=remedy)
+
     @model_validator(mode="after")
     def _every_field_is_read(self) -> Self:
         if (self.kind == "mixture") != bool(self.shares):
@@ -263,8 +278,14 @@ class CurriculumConfig(Section):
                 f"reprofile_every_steps = {self.reprofile_every_steps} is not read where kind is {self.kind}; drop it "
                 "or set kind: two_stages or mixture"
             )
+        because = f"kind is {self.kind}"
         if self.kind != "online":
-            self.refuse_unread("first_group_size", because=f"kind is {self.kind}", remedy="set kind: online")
+            self.refuse_unread("first_group_size", because=because, remedy="set kind: online")
+            self.moves.refuse_unread("max_wait_epochs", because=because, remedy="set kind: online", section="moves")
+        if self.kind in ("uniform", "weighted"):
+            remedy = "set kind: two_stages, mixture or online"
+            self.moves.refuse_unread(*MovesConfig.model_fields, because=because, remedy=remedy, section="moves")
+        self._check_stages_are_read()
         if self.by_tier and self.min_groups < 2:
             raise ValueError(
                 f"moves.min_groups = {self.moves.min_groups}: must be at least 2 where kind is {self.kind}: no problem "

@@ -163,6 +163,9 @@ class RunConfig(Section):
         return self
 
     def _check_stages(self) -> None:
+        if not self.curriculum.by_tier:
+            kind, remedy = self.curriculum.kind, "set curriculum.kind: two_stages or mixture"
+            self.profile.refuse_unread("reuse_steps", because=f"kind is {kind}", remedy=remedy, section="profile")
         if self.curriculum.kind != "two_stages":
             return
         planned = self.temperature.kind in ("linear", "cosine", "steps")
@@ -177,6 +180,12 @@ class RunConfig(Section):
                     f"curriculum.stages.{index}.max_completion_tokens = {stage.max_completion_tokens} is above "
                     f"sampling.max_completion_tokens = {self.sampling.max_completion_tokens}, the limit of profiles "
                     "and evaluations; raise that or lower this"
+                )
+            if self.loss.penalty_buffer_tokens > (stage.max_completion_tokens or self.sampling.max_completion_tokens):
+                raise ValueError(
+                    f"loss.penalty_buffer_tokens = {self.loss.penalty_buffer_tokens} is above "
+                    f"curriculum.stages.{index}.max_completion_tokens = {stage.max_completion_tokens}; lower it, or "
+                    "raise that"
                 )
 
     def _check_optimizer(self) -> None:

@@ -118,13 +118,15 @@ class Console:
         done = step - self._first_step + 1
         left = (time.monotonic() - self._step_started) / done * (self._num_steps - step)
         entropy = f", entropy {metrics['policy/entropy']:.3f}" if "policy/entropy" in metrics else ""
-        pass_rate = metrics.get("reward/pass_rate", math.nan)  # absent when no verdict of the step had a value
+        # Absent when no verdict of the step had a value, as when every group of it is the profile's.
+        pass_rate = metrics.get("reward/pass_rate", math.nan)
+        missing = f", {metrics['group/missing']:.0f} groups missing" if metrics.get("group/missing") else ""
         validation = metrics.get("eval/validation/pass@1")
         self._now_and_then(
             f"train: step {step}/{self._num_steps}, stage {metrics['curriculum/stage']:.0f}, "
             f"pass rate {pass_rate:.3f}, temperature {metrics['sampling/temperature']:.2f}{entropy}, "
-            f"length {metrics['completion/length_mean']:.1f}, "
-            f"{metrics['throughput/sampled_tokens_per_second']:,.0f} tokens/s, {left:.0f} s left"
+            f"length {metrics.get('completion/length_mean', math.nan):.1f}, "
+            f"{metrics['throughput/sampled_tokens_per_second']:,.0f} tokens/s, {left:.0f} s left{missing}"
             + (f", validation pass@1 {validation:.3f}" if validation is not None else ""),
             last=step == self._num_steps,
         )

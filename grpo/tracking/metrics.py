@@ -67,9 +67,12 @@ def rollout_rows(
     stage: str,
     tier_of: Callable[[str], str | None],
     advantages: Mapping[tuple[str, int], float],
+    reused: Sequence[bool],
 ) -> Iterator[dict[str, Any]]:
-    """One row a rollout for rollouts/step_N.jsonl; the advantage is null for one that did not enter the loss."""
-    for group in groups:
+    """One row a rollout for rollouts/step_N.jsonl; the advantage is null for one that did not enter the loss.
+
+    `reused` says of each group whether the profile drew it."""
+    for group, is_reused in zip(groups, reused, strict=True):
         for rollout, text, reward in zip(group.rollouts, group.completions, group.rewards, strict=True):
             drawn = [index for index, action in enumerate(rollout.action_mask) if action]
             yield {
@@ -89,6 +92,7 @@ def rollout_rows(
                 "stop_reason": str(rollout.stop_reason),
                 "temperature": rollout.temperature,
                 "policy_step": rollout.policy_step,
+                "reused": is_reused,
                 "num_tokens": len(drawn),
                 "token_ids": [rollout.token_ids[index] for index in drawn],
                 "logprobs": [rollout.logprobs[index] for index in drawn],

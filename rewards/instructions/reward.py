@@ -31,6 +31,11 @@ class InstructionsOptions:
         if self.answer_after == "":
             raise ValueError("answer_after = '': must be a text such as </think>; leave it out to judge everything")
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The user's own files that are read, by the names of their checkers."""
+        return tuple(place.rpartition(":")[0] for _, place in sorted(self.checkers.items()))
+
 
 class Instruction(NamedTuple):
     """One instruction of a problem, ready to be checked."""

@@ -68,6 +68,11 @@ class JudgeOptions:
         """Where requests go."""
         return f"{self.base_url.rstrip('/')}/chat/completions"
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The user's own files that are read."""
+        return (self.rubric_file,) if self.rubric_file else ()
+
     def read_rubric(self) -> str:
         """The rubric's text. Raises ValueError unless exactly one of rubric and rubric_file is given and readable."""
         if bool(self.rubric) == bool(self.rubric_file):

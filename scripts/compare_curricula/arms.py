@@ -40,12 +40,18 @@ POOLS: Mapping[str, Pool] = {
     # 9 operations need more tokens than a completion may have.
     "hopeless": Pool(
         rows={"num_rows": 2128, "operations": {1: 15, 2: 2.5, 3: 2.5, 4: 2.5, 5: 2.5, 7: 25, 8: 25, 9: 25}},
-        arms=("uniform", "online", "tiers", "weighted"),
+        arms=(
+            *("uniform", "uniform, 1 refill", "uniform, no refill", "online", "online, 1 refill", "online, no refill"),
+            *("tiers", "weighted"),
+        ),
         reference="uniform",
     ),
     "mild": Pool(
         rows={"num_rows": 2128, "operations": EVEN},
-        arms=("uniform", "online", "tiers", "uniform, no refill", "adaptive", "T = 1.0", "T = 1.5"),
+        arms=(
+            *("uniform", "uniform, 1 refill", "uniform, no refill", "online", "online, 1 refill", "online, no refill"),
+            *("tiers", "adaptive", "T = 1.0", "T = 1.5"),
+        ),
         reference="uniform",
     ),
     # Stage one has practised moderate problems of the same rows; every arm goes on from its last policy.
@@ -62,8 +68,11 @@ TO_64 = ("profile.max_rollouts=64", "profile.relabel_rollouts=16")
 ARMS: Mapping[str, Arm] = {
     "uniform": Arm(),
     "uniform, no refill": Arm(("curriculum.max_refill_waves=0",)),
+    "uniform, 1 refill": Arm(("curriculum.max_refill_waves=1",)),
     "weighted": Arm(("curriculum.kind=weighted",)),
     "online": Arm(("curriculum.kind=online",)),
+    "online, no refill": Arm(("curriculum.kind=online", "curriculum.max_refill_waves=0")),
+    "online, 1 refill": Arm(("curriculum.kind=online", "curriculum.max_refill_waves=1")),
     "tiers": Arm(("curriculum.kind=two_stages", FOLLOWING)),
     "T = 1.0": Arm(("temperature.value=1.0",)),
     "T = 1.5": Arm(("temperature.value=1.5",)),

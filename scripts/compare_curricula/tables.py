@@ -1,16 +1,22 @@
 """The tables: means over paired seeds, areas under curves, tokens to reach a score, and corrected differences."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+import numpy as np
 from arms import POOLS, result_path
+from numpy.typing import NDArray
 
-from curricula import equivalent, holm, paired_t_interval, ratio_interval
+from curricula import equivalent, holm, paired_t_interval
 from curricula.distributions import student_p_value
+
+Array = NDArray[np.float64]
+GRID_POINTS = 201
 
 
 def area(result: Mapping[str, Any]) -> float:
@@ -21,17 +27,62 @@ def area(result: Mapping[str, Any]) -> float:
     return sum((b[0] - a[0]) * (a[1] + b[1]) / 2 for a, b in pairwise(points)) / float(result["budget"])
 
 
-def tokens_to_reach(result: Mapping[str, Any], value: float) -> float | None:
-    """Tokens at which the curve first reaches `value`, on straight lines between points; None where it does not."""
-    before = None
-    for point in result["curve"]:
-        if point["pass@1"] >= value:
-            if before is None or point["pass@1"] == before["pass@1"]:
-                return float(point["tokens"])
-            share = (value - before["pass@1"]) / (point["pass@1"] - before["pass@1"])
-            return float(before["tokens"] + share * (point["tokens"] - before["tokens"]))
-        before = point
-    return None
+def mean_curve(results: Sequence[Mapping[str, Any]]) -> tuple[Array, Array]:
+    """Tokens, and the seeds' mean pass@1 after so many, which never falls: its isotonic regression.
+
+    Before its first point a curve is at the start's score: the tokens of a profile buy no step. One seed's curve would
+    cross any score by noise alone sooner than its mean does."""
+    tokens = np.linspace(0.0, results[0]["budget"], GRID_POINTS)
+    curves = [
+        np.interp(tokens, [p["tokens"] for p in result["curve"]], [p["pass@1"] for p in result["curve"]])
+        for result in results
+    ]
+    return tokens, isotonic(np.mean(curves, axis=0))
+
+
+def isotonic(values: Array) -> Array:
+    """The nearest sequence that never falls, by least squares: pooled adjacent violators (Ayer et al. 1955)."""
+    blocks: list[tuple[float, int]] = []  # mean and length
+    for value in values:
+        blocks.append((float(value), 1))
+        while len(blocks) > 1 and blocks[-2][0] >= blocks[-1][0]:
+            (left, num_left), (right, num_right) = blocks[-2:]
+            number = num_left + num_right
+            blocks[-2:] = [((left * num_left + right * num_right) / number, number)]
+    return np.repeat([mean for mean, _ in blocks], [number for _, number in blocks])
+
+
+def tokens_to_reach(results: Sequence[Mapping[str, Any]], value: float) -> float:
+    """Tokens after which the seeds' mean curve first reaches `value`; infinite where it does not within the budget."""
+    tokens, curve = mean_curve(results)
+    reached = np.flatnonzero(curve >= value)
+    if not len(reached):
+        return math.inf
+    first = int(reached[0])
+    if first == 0:
+        return float(tokens[0])
+    share = (value - curve[first - 1]) / (curve[first] - curve[first - 1])
+    return float(tokens[first - 1] + share * (tokens[first] - tokens[first - 1]))
+
+
+def tokens_ratio(
+    results: Sequence[Mapping[str, Any]], reference: Sequence[Mapping[str, Any]], *, num_resamples: int = 2000
+) -> tuple[float, float, float]:
+    """Tokens to reach the reference's final mean score, over those that the reference took, with a 95 % interval.
+
+    Both are read off mean curves in the same way, so an arm against itself has the ratio 1. Seeds are resampled in
+    pairs for the interval (percentiles); a resample in which the arm does not get there has an infinite ratio."""
+
+    def ratio(chosen: Sequence[int]) -> float:
+        of_reference = [reference[place] for place in chosen]
+        target = float(mean_curve(of_reference)[1][-1])
+        return tokens_to_reach([results[place] for place in chosen], target) / tokens_to_reach(of_reference, target)
+
+    generator = np.random.Generator(np.random.PCG64(0))
+    number = len(results)
+    found = np.sort([ratio(generator.integers(number, size=number).tolist()) for _ in range(num_resamples)])
+    low, high = found[int(0.025 * num_resamples)], found[int(0.975 * num_resamples)]
+    return ratio(range(number)), float(low), float(high)
 
 
 def print_table(pool: str, jobs: Sequence[tuple[int, str, str]], *, folder: Path) -> None:
@@ -51,24 +102,27 @@ def print_table(pool: str, jobs: Sequence[tuple[int, str, str]], *, folder: Path
     for arm, of_arm in found.items():
         results = [of_arm[seed] for seed in seeds]
         print("| " + " | ".join(row_of(arm, results, reference)) + " |")
-    measures = ["pass@1", *(["tier_extreme", "tier_unsolved"] if POOLS[pool].after_stage_one else [])]
+    measures = ["area", "pass@1", *(["tier_extreme", "tier_unsolved"] if POOLS[pool].after_stage_one else [])]
     for measure in measures:
-        print_differences(measure, found, seeds, reference=POOLS[pool].reference)
+        values = {arm: [measured(of_arm[seed], measure) for seed in seeds] for arm, of_arm in found.items()}
+        print_differences(measure, values, reference=POOLS[pool].reference)
 
 
-def print_differences(
-    measure: str, found: Mapping[str, Mapping[int, Mapping[str, Any]]], seeds: Sequence[int], *, reference: str
-) -> None:
-    """Every arm's difference from the reference at the end, with p-values corrected for their number (Holm)."""
-    others = [arm for arm in found if arm != reference]
-    if reference not in found or not others or len(seeds) < 2:
+def measured(result: Mapping[str, Any], measure: str) -> float:
+    """The area under the curve, or a score at the end; NaN where no held-out problem was of that kind."""
+    return area(result) if measure == "area" else float(result["final"].get(measure, math.nan))
+
+
+def print_differences(measure: str, values: Mapping[str, Sequence[float]], *, reference: str) -> None:
+    """Every arm's difference from the reference, with p-values corrected for their number (Holm)."""
+    others = [arm for arm in values if arm != reference]
+    by_seed = list(zip(*values.values(), strict=True))
+    places = [place for place, of_seed in enumerate(by_seed) if all(map(math.isfinite, of_seed))]
+    if reference not in values or not others or len(places) < 2:
         return
-    values = {
-        arm: [of_arm[seed]["final"].get(measure, float("nan")) for seed in seeds] for arm, of_arm in found.items()
-    }
-    gains = {arm: [a - b for a, b in zip(values[arm], values[reference], strict=True)] for arm in others}
+    gains = {arm: [values[arm][place] - values[reference][place] for place in places] for arm in others}
     corrected = holm([p_value(gains[arm]) for arm in others])
-    print(f"\n{measure}, {reference}: {with_spread(values[reference])}")
+    print(f"\n{measure}, {reference}: {with_spread([values[reference][place] for place in places])}")
     for arm, p in zip(others, corrected, strict=True):
         mean, low, high = paired_t_interval(gains[arm])
         same = "; the same within .02 (two one-sided tests at 5 %)" if equivalent(gains[arm], margin=0.02) else ""
@@ -77,8 +131,10 @@ def print_differences(
 
 def p_value(differences: Sequence[float]) -> float:
     """Two-sided p-value of a mean difference of 0, by Student's t."""
-    error = stdev(differences) / len(differences) ** 0.5
-    return student_p_value(fmean(differences) / error, degrees=len(differences) - 1) if error else 1.0
+    mean, error = fmean(differences), stdev(differences) / len(differences) ** 0.5
+    if error == 0.0:
+        return float(mean == 0.0)  # all seeds differ by the same
+    return student_p_value(mean / error, degrees=len(differences) - 1)
 
 
 def row_of(arm: str, results: Sequence[Mapping[str, Any]], reference: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -97,11 +153,7 @@ def row_of(arm: str, results: Sequence[Mapping[str, Any]], reference: Sequence[M
         return [*cells, "–", "–"]
     mean, low, high = paired_t_interval([a - r["final"]["pass@1"] for a, r in zip(final, reference, strict=True)])
     cells.append(f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]")
-    reached = [tokens_to_reach(a, r["final"]["pass@1"]) for a, r in zip(results, reference, strict=True)]
-    if any(tokens is None for tokens in reached):
-        return [*cells, f"not reached in {sum(t is None for t in reached)} of {len(reached)}"]
-    spent = [r["curve"][-1]["tokens"] for r in reference]
-    ratio, ratio_low, ratio_high = ratio_interval([t for t in reached if t is not None], spent)
+    ratio, ratio_low, ratio_high = tokens_ratio(results, reference)
     return [*cells, f"{ratio:.2f} [{ratio_low:.2f}, {ratio_high:.2f}]"]
 
 
