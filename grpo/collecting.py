@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from curricula import Curriculum, refill_size
 from grpo.distributed.world import World
-from grpo.rollout import Attempts, Rollouts
+from grpo.rollout import Attempts, Rollouts, is_too_much_lost
 from grpo.stock import Stock
 from grpo.tracking.metrics import group_metrics
 from grpo.types import Group, Problem, Stage, StepStats
@@ -81,6 +81,7 @@ class Collector:
         max_refill_waves: int,
         reuse_steps: int,
         success_threshold: float,
+        max_error_fraction: float,
         world: World,
     ) -> None:
         """Groups of `stock` are taken in the first `reuse_steps` steps."""
@@ -89,6 +90,7 @@ class Collector:
         self._max_waves = max_refill_waves + 1
         self._reuse_steps = reuse_steps
         self._success_threshold = success_threshold
+        self._max_error_fraction = max_error_fraction
         self._world = world
 
     @property
@@ -132,6 +134,8 @@ class Collector:
             groups += [stocked.get(place) or drawn.pop(0) for place in range(len(asked))]
             reused += [place in stocked for place in range(len(asked))]
             waves += 1
+            if is_too_much_lost(groups, max_error_fraction=self._max_error_fraction):
+                break  # a broken reward leaves no group with variance, and a refill would not mend it
         varied = tuple(place for place, group in enumerate(groups) if not group.degenerate)[:wanted]
         return Collected(
             groups=tuple(groups),

@@ -288,6 +288,11 @@ def lost_verdicts(groups: Iterable[Group]) -> Counter[str]:
     return Counter(reward.detail for reward in rewards if reward.status in (Status.ERROR, Status.TIMEOUT))
 
 
+def is_too_much_lost(groups: Sequence[Group], *, max_error_fraction: float) -> bool:
+    """Whether more than the allowed share of the groups' verdicts is lost."""
+    return lost_verdicts(groups).total() > max_error_fraction * sum(len(group.rewards) for group in groups)
+
+
 def check_lost(lost: Counter[str], *, num_verdicts: int, max_error_fraction: float, place: str) -> None:
     """Raises RewardError when more than the allowed share of `num_verdicts` is lost."""
     if lost.total() > max_error_fraction * num_verdicts:

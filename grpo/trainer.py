@@ -107,6 +107,7 @@ class Trainer:
             max_refill_waves=config.curriculum.max_refill_waves,
             reuse_steps=config.profile.reuse_steps,
             success_threshold=config.reward.success_threshold,
+            max_error_fraction=config.reward.max_error_fraction,
             world=parts.world,
         )
         self._thermostat.begin_stage(self._collector.stage.temperature)

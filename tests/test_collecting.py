@@ -71,6 +71,7 @@ def collector_of(names: Sequence[str], *, refills: int = 2, stock: Stock | None 
         max_refill_waves=refills,
         reuse_steps=20,
         success_threshold=1.0,
+        max_error_fraction=0.1,
         world=World.alone(),
     )
     return collector, drawing
@@ -188,3 +189,18 @@ def test_the_curriculum_is_told_of_every_group_that_was_drawn_and_of_no_other(tm
     collector._curriculum.observe = told.extend
     collector.collect(step=2, temperature=1.0)
     assert sorted(outcome.problem_id for outcome in told) == ["good 1", "good 2", "good 3"]
+
+
+def test_a_step_that_loses_too_many_verdicts_is_not_refilled():
+    collector, drawing = collector_of([f"bad {i}" for i in range(20)])
+    run = drawing.run
+
+    def losing(attempts, **asked):
+        sampled = run(attempts, **asked)
+        lost = (Reward.error("broken"), *sampled.groups[0].rewards[1:])
+        return replace(sampled, groups=(replace(sampled.groups[0], rewards=lost), *sampled.groups[1:]))
+
+    drawing.run = losing
+    collected = collector.collect(step=2, temperature=1.0)
+    assert len(drawing.calls) == 1  # one of eight verdicts is lost, and a tenth may be
+    assert collected.num_missing == 4
