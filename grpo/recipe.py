@@ -262,11 +262,22 @@ def trainer_of(
 
 
 def _profile_tokens(run: Run) -> int:
-    """What the labels of the profile cost, problems without one included; 0 where no profile is asked for."""
+    """What the labels of the profile cost, problems without one included; 0 where no profile is asked for.
+
+    Raises DataError where they are for another temperature than the one that practice begins with."""
     if not practice.needs_profile(run.config):
         return 0
-    path = run.folder.profile / MANIFEST_FILE
-    return run.world.broadcast(read_manifest(path, columns=[]).num_tokens if run.world.is_main else 0)
+    path, wanted = run.folder.profile / MANIFEST_FILE, practice.first_temperature(run.config)
+    manifest = read_manifest(path, columns=[]) if run.world.is_main else None
+    num_tokens, temperature = run.world.broadcast(
+        (0, wanted) if manifest is None else (manifest.num_tokens, manifest.fingerprint["temperature"])
+    )
+    if temperature != wanted:
+        raise DataError(
+            f"{path}: its tiers are for the temperature {temperature}, and practice begins at {wanted}; "
+            "`grpo profile --fresh` labels the problems again, or restore that temperature"
+        )
+    return num_tokens
 
 
 def _stock(run: Run) -> Stock:
@@ -298,6 +309,8 @@ def _reprofile(run: Run, step: int, temperature: float) -> Profile:
         phase="reprofile",
         step=step,
         on_group=lambda group: None,
+        # Asked to end, the run gives up what is being drawn, as in sampling, and saves what the last step left.
+        may_stop=False,
     )
 
 

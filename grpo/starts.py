@@ -113,11 +113,12 @@ def profile_policy(
     phase: str = "profile",
     step: int = 0,
     on_group: Callable[[Group], None] | None = None,
+    may_stop: bool = True,
 ) -> Profile:
     """Profile `problems` with the policy as it stands, as `grpo.profiling.profile` does; raises what it raises.
 
     `on_group` is called with each group as there; None keeps what training can use of them beside the shards
-    (`grpo.stock`)."""
+    (`grpo.stock`). With `may_stop` it ends between two waves where the run was asked to."""
     config = run.config
     weights = run.strategy.weights()
     policy = run.world.broadcast(policy_print(weights) if run.world.is_main else None)
@@ -138,7 +139,7 @@ def profile_policy(
         temperature=temperature,
         max_rows=config.sampling.max_rows,
         max_error_fraction=config.reward.max_error_fraction,
-        should_stop=run.should_stop,
+        should_stop=run.should_stop if may_stop else lambda: False,
         on_progress=run.console.profile_progress,
         make_on_group=keep if on_group is None else lambda _: on_group,
         say=run.console.say,
