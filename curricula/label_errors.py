@@ -7,7 +7,7 @@ counts: no file, no model."""
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -154,6 +154,12 @@ def fit_pass_rates(rows: Sequence[TierRow]) -> NDArray[np.float64]:
         raise ValueError("a distribution of pass rates needs at least one row")
     keys, counts = _pooled(rows)
     return _fit(_likelihoods(keys), counts=counts)
+
+
+def fit_evidence(evidence: Mapping[tuple[int, int], int]) -> NDArray[np.float64]:
+    """As `fit_pass_rates`, from how many problems have shown so many right ones in so many rollouts, (n, c)."""
+    keys = sorted(evidence)
+    return _fit(_likelihoods(keys), counts=np.array([evidence[key] for key in keys], dtype=np.float64))
 
 
 def _pooled(rows: Sequence[TierRow]) -> tuple[list[tuple[int, int]], NDArray[np.float64]]:

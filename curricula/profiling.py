@@ -12,12 +12,16 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
+from numpy.typing import NDArray
 
 from curricula.attempts import RIGHT, Attempts
+from curricula.label_errors import GRID, fit_evidence
 from curricula.store import label
 from curricula.types import TIERS, Draw, Tier
 
 JEFFREYS = (0.5, 0.5)
+MIN_FITTED_PROBLEMS = 30
+"""Problems that were rolled out before the spread of their pass rates says more than a prior does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +96,21 @@ def expected_rollouts_left(
     return left
 
 
+def fitted_rollouts_left(num_failures: int, *, boundaries: Sequence[int], weights: NDArray[np.float64]) -> float:
+    """Expected further rollouts of a problem that failed `num_failures` times and was never right.
+
+    `weights` is the distribution of pass rates over `label_errors.GRID`, [201], as `fit_evidence` gives it."""
+    failure = 1.0 - GRID  # [201]
+    posterior = weights * failure**num_failures
+    posterior = posterior / posterior.sum()
+    left, reached = 0.0, num_failures
+    for boundary in boundaries:
+        if boundary > reached:
+            left += (boundary - reached) * float(posterior @ failure ** (reached - num_failures))
+            reached = boundary
+    return left
+
+
 class SequentialProfile:
     """Decides what to sample next from what was seen, and ends each problem with its first success.
 
@@ -126,11 +145,11 @@ class SequentialProfile:
         known = known or {}
         self._attempts = [known.get(problem_id) or Attempts() for problem_id in self.problem_ids]
         count = len(self.problem_ids)
-        # Of each problem: where its current wave ends (0 once it is finished), its settled rollouts, and whether one of
-        # them is right. They follow from the attempts; a profile of 100,000 problems asks for them too often to count.
+        # Of each problem: where its current wave ends (0 once it is finished), its settled rollouts, and the right ones
+        # among them. They follow from the attempts; a profile of 100,000 problems asks for them too often to count.
         self._targets = np.zeros(count, dtype=np.int32)
         self._num_settled = np.zeros(count, dtype=np.int32)
-        self._is_solved = np.zeros(count, dtype=bool)
+        self._num_right = np.zeros(count, dtype=np.int32)
         for index in range(count):
             self._follow(index)
         self._totals = np.array([_totals(attempts) for attempts in self._attempts], dtype=np.int64).sum(
@@ -187,16 +206,25 @@ class SequentialProfile:
         self._totals += (len(correct), correct.count(None), sum(num_tokens))
         self._follow(index)
 
-    def expected_rollouts(self, *, prior: tuple[float, float] = JEFFREYS) -> Expected:
-        """What is still to be drawn, given what is known; before the first wave: the whole bill."""
+    def expected_rollouts(self) -> Expected:
+        """What is still to be drawn, given what is known; before the first wave: the whole bill.
+
+        Pass rates are taken to be spread as those of the problems that were rolled out are, once there are
+        MIN_FITTED_PROBLEMS of them, and by Jeffreys' prior before."""
+        seen = self._num_settled > 0
+        weights = None
+        if np.count_nonzero(seen) >= MIN_FITTED_PROBLEMS:
+            pairs = zip(self._num_settled[seen].tolist(), self._num_right[seen].tolist(), strict=True)
+            weights = fit_evidence(Counter(pairs))
         typical, most = 0.0, 0
         for (num_settled, wave_end), count in self._open_problems().items():
             most += count * ((wave_end or self.boundaries[-1]) - num_settled)
-            typical += count * (
-                wave_end - num_settled
-                if wave_end
-                else expected_rollouts_left(num_settled, boundaries=self.boundaries, prior=prior)
-            )
+            if wave_end:
+                typical += count * (wave_end - num_settled)
+            elif weights is None:
+                typical += count * expected_rollouts_left(num_settled, boundaries=self.boundaries)
+            else:
+                typical += count * fitted_rollouts_left(num_settled, boundaries=self.boundaries, weights=weights)
         return Expected(typical=typical, most=most)
 
     def progress(self, *, relabel_rollouts: int = 32, trivial_rate: float = 1.0) -> Progress:
@@ -235,7 +263,7 @@ class SequentialProfile:
         outcomes = self._attempts[index].settled()
         self._targets[index] = self._target(self._attempts[index], outcomes)
         self._num_settled[index] = len(outcomes)
-        self._is_solved[index] = RIGHT in outcomes
+        self._num_right[index] = outcomes.count(RIGHT)
 
     def _target(self, attempts: Attempts, outcomes: bytes) -> int:
         """Where this problem's current wave ends, counted in rollouts with a value; 0 when it is finished."""
@@ -267,7 +295,7 @@ class SequentialProfile:
 
         The end is known (not 0) where the problem is solved already and its wave is not drawn to the end."""
         is_open = self._targets > 0
-        wave_ends = np.where(self._is_solved, self._targets, 0)[is_open]
+        wave_ends = np.where(self._num_right > 0, self._targets, 0)[is_open]
         # Both in one number, for one quick pass over all problems.
         base = self.boundaries[-1] + 1
         codes, counts = np.unique(self._num_settled[is_open].astype(np.int64) * base + wave_ends, return_counts=True)

@@ -58,6 +58,7 @@ class Collected:
             group_metrics(stats, drawn)
         stats.add("group/dropped_fraction", total=num_dropped, count=len(self.groups))
         stats.add_count("group/missing", self.num_missing)
+        stats.add_count("group/reused", sum(self.reused[place] for place in self.kept_places))
         stats.add_count("time/sampling", self.sampling_seconds)
         stats.add_count("time/reward", self.reward_seconds)
         stats.add_count("sampling/waves", self.num_waves)

@@ -4,6 +4,7 @@ Which attempts are drawn next is `curricula.SequentialProfile`'s decision, made 
 waves by all ranks, and each rank adds a group to its own shard of the store as soon as its last verdict is in: a killed
 profile loses what was being drawn, and draws that again with the same noise. docs/profiling.md is the manual."""
 
+import os
 import socket
 import time
 from collections import Counter
@@ -19,7 +20,7 @@ from curricula.attempts import Attempts as KnownAttempts
 from curricula.shards import Record, Shard
 from grpo.config import ProfileConfig
 from grpo.distributed.world import World
-from grpo.errors import Interrupted, RunFolderError
+from grpo.errors import ConfigError, Interrupted, RunFolderError
 from grpo.folder import named_disk_errors, write_text
 from grpo.manifest import CONFIDENCE, MANIFEST_FILE, Manifest, difficulty_histogram, manifest_of, write_manifest
 from grpo.profile_meter import Meter
@@ -187,6 +188,20 @@ class _Losses:
         if low > limit:
             place = f"{self._place}, its last wave"
             check_lost(of_wave, num_verdicts=num_verdicts, max_error_fraction=limit, place=place)
+
+
+def check_store_folder(path: Path) -> None:
+    """Make the folder of a shared store where it is not there. Raises ConfigError where that or writing fails."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / f".probe_{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ConfigError(
+            f"profile.folder = {str(path)!r}: no folder that can be written to ({error.strerror}); name another one, "
+            "or null for the run's own"
+        ) from error
 
 
 class _Keeper:

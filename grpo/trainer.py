@@ -301,6 +301,9 @@ class Trainer:
         curriculum = self._parts.curriculum
         self._thermostat.begin_stage(self._collector.stage.temperature)
         details = {"stage": curriculum.stage, "name": curriculum.stage_name, "reason": curriculum.switch_reason}
+        self._parts.console.say(
+            f"train: step {self._progress.step}: the stage {curriculum.stage_name} begins ({curriculum.switch_reason})"
+        )
         self._parts.tracker.event(self._progress.step, "stage", details)
 
     def _reprofile(self, step: int) -> dict[str, float]:
@@ -309,6 +312,7 @@ class Trainer:
         if every is None or step % every:
             return {}
         started = time.perf_counter()
+        self._parts.console.say(f"train: step {step}: labelling the pool again")
         curriculum = self._parts.curriculum
         stage = curriculum.stage
         profiled = self._parts.reprofile(step, self._thermostat.value(step))

@@ -25,6 +25,7 @@ from grpo.evaluation_sets import load_sets, num_practised
 from grpo.folder import Phase, RunFolder, Start
 from grpo.model import end_token_ids, initial_model, load_model, load_tokenizer, max_positions
 from grpo.policy import Policy
+from grpo.profiling import check_store_folder
 from grpo.rollout import GaveUp, Rollouts, check_prompts
 from grpo.sampling.invariance import layout_gap, verdict
 from grpo.sampling.native import NativeSampler
@@ -77,6 +78,8 @@ def opened(
     rows = _rows(config, console)
     if world.is_main:
         RunFolder.check(config, problem_ids=rows.problem_ids, start=start, phases=phases)
+        if config.profile.folder is not None:
+            check_store_folder(Path(config.profile.folder))
     _check_alike(world, {"config": config.model_dump(mode="json"), "rows": rows.problem_ids})
     parts = _parts(config, rows, world=world, console=console, must_stop=must_stop)
     with ExitStack() as stack:

@@ -266,3 +266,21 @@ def test_what_was_not_asked_for_is_refused():
     assert profile.next_wave(100) == [Draw("a", 4, 4)]
     with pytest.raises(ValueError, match="distinct"):
         SequentialProfile(["a", "a"])
+
+
+@pytest.mark.parametrize("hopeless", [0.1, 0.5, 0.8])
+def test_the_bill_is_fitted_to_what_was_seen_whatever_share_of_the_problems_is_hopeless(hopeless):
+    """After the first rollouts of all the rest of the bill is known to a third: eight failures do not tell a hopeless
+    problem from one of p = 0.03."""
+    random = np.random.Generator(np.random.PCG64(3))
+    rates = np.where(random.random(1500) < hopeless, 0.0, random.beta(2, 3, 1500))
+    ids = [f"p{index:04d}" for index in range(len(rates))]
+    profile = SequentialProfile(ids, max_rollouts=128)
+    said = None
+    while draws := profile.next_wave(4000):
+        if said is None and all(draw.first_attempt for draw in draws):
+            said, drawn_before = profile.expected_rollouts().typical, profile.progress().num_rollouts
+        for draw in draws:
+            correct = (random.random(draw.num_rollouts) < rates[int(draw.problem_id[1:])]).tolist()
+            profile.observe(draw.problem_id, draw.first_attempt, correct, [1] * draw.num_rollouts)
+    assert profile.progress().num_rollouts - drawn_before == pytest.approx(said, rel=0.33)

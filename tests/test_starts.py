@@ -1,5 +1,6 @@
 """What a run finds in its folder is the main rank's to read, and the others are told."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from grpo.distributed.world import World
 from grpo.errors import DataError
 from grpo.manifest import MANIFEST_FILE, write_manifest
 from grpo.starts import TIER_COLUMNS, read_tiers
-from tests.runs import opened_run, small_run_config
+from tests.runs import grpo, opened_run, small_run_config, small_run_file
 from tests.tier_manifest import profiled
 
 UNIFORM: dict[str, Any] = {"sft": None, "curriculum": {"kind": "uniform"}}
@@ -51,3 +52,13 @@ def test_every_rank_raises_what_is_wrong_with_the_manifest(tmp_path, content, ex
             object.__setattr__(run, "world", Rank(rank=rank, size=2, device=torch.device("cpu")))
             with pytest.raises(DataError, match=expected):
                 read_tiers(run)
+
+
+@pytest.mark.parametrize("make", [lambda path: path.write_text("a file"), lambda path: None])
+def test_a_folder_for_a_shared_store_that_cannot_be_is_refused_before_a_model_is_loaded(tmp_path, make, capsys):
+    where = tmp_path / "in the way"
+    make(where)
+    name = where / "store" if where.exists() else Path("/proc/nothing")
+    assert grpo("profile", small_run_file(tmp_path, **{"profile.folder": str(name), "sft": None})) == 2
+    said = capsys.readouterr().err
+    assert f"profile.folder = '{name}': no folder that can be written to" in said
