@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from typing import Literal
 
-from curricula.distributions import student_quantile
+from curricula.paired import PairedDifference, paired_scores
 from curricula.plateau import Plateau
 from curricula.types import Outcome
 
@@ -55,13 +55,15 @@ class Measured:
     scores               share of right rollouts
     signal               p(1 - p), estimated without bias by `unbiased_signal`; of problems with two rollouts or more
     diversity            share of distinct n-grams (`curricula.diversity`) in a draw of the same size for all
-    num_rollouts         of each problem; 0 where they differ
+    num_rollouts         drawn of each problem; 0 where they differ
+    judged               rollouts that each problem's score rests on; {}: num_rollouts of each
     effective_fraction   of reweighted rollouts (`curricula.counterfactual`), the share that counts; None: drawn"""
 
     scores: Mapping[str, float]
     signal: Mapping[str, float] = field(default_factory=dict)
     diversity: Mapping[str, float] = field(default_factory=dict)
     num_rollouts: int = 0
+    judged: Mapping[str, int] = field(default_factory=dict)
     effective_fraction: float | None = None
 
     @classmethod
@@ -75,15 +77,25 @@ class Measured:
             signal={o.problem_id: unbiased_signal(o) for o in judged if o.num_rollouts >= 2},
             diversity=diversity or {},
             num_rollouts=num_rollouts,
+            judged={o.problem_id: o.num_rollouts for o in judged},
         )
+
+    def rollouts(self, problem_id: str) -> int:
+        """How many rollouts the problem's score rests on. Raises ValueError where neither field says."""
+        count = self.judged.get(problem_id, self.num_rollouts)
+        if count < 1:
+            raise ValueError(f"{problem_id} has a score of {count} rollouts; say in num_rollouts or judged how many")
+        return count
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
     """One temperature against the reference, in the measure's own unit. Each bound is one-sided.
 
-    source               heldout: rollouts drawn at it; window: rollouts of practice, reweighted
-    difference           mean over problems of the paired difference, with its standard error and bounds
+    source               validation: rollouts drawn at it; window: rollouts of practice, reweighted
+    total_rollouts       with a verdict, of all problems
+    difference           mean over problems of the paired difference, with its standard error and bounds, all of
+                         `paired_scores`, or where diversity is compared of `paired`
     sure                 its standard error is at most standard_error_allowed (and its rollouts count)
     admissible           sure, and the lower bound is within drop_allowed
     failed               the upper bound is below -drop_allowed, sure or not
@@ -92,9 +104,9 @@ class Reading:
 
     temperature: float
     reference: float
-    source: Literal["heldout", "window"]
+    source: Literal["validation", "window"]
     num_problems: int
-    num_rollouts: int
+    total_rollouts: int
     mean: float
     difference: float
     standard_error: float
@@ -173,30 +185,37 @@ def read_temperatures(
     readings = []
     for temperature, mean in means.items():
         of_t, of_reference = measured[temperature], measured[reference]
-        difference, standard_error, lower, upper = paired(
-            of_t.scores, of_reference.scores, problem_ids, confidence=guard.confidence
-        )
+        against = PairedDifference(0.0, 0.0, 0.0, 0.0)
+        if temperature != reference:
+            against = paired_scores(
+                of_t.scores,
+                of_reference.scores,
+                problem_ids,
+                rollouts={name: _counting(name, of_t, of_reference) for name in problem_ids},
+                drop=drop_allowed,
+                confidence=guard.confidence,
+            )
         counts = of_t.effective_fraction is None or of_t.effective_fraction >= min_effective_fraction
-        sure = counts and scale > 0.0 and standard_error <= standard_error_allowed
+        sure = counts and scale > 0.0 and against.standard_error <= standard_error_allowed
         with_signal = sorted(of_t.signal.keys() & of_reference.signal.keys())
         signal = _mean(of_t.signal, with_signal) if with_signal else None
         readings.append(
             Reading(
                 temperature=temperature,
                 reference=reference,
-                source="heldout" if of_t.effective_fraction is None else "window",
+                source="validation" if of_t.effective_fraction is None else "window",
                 num_problems=len(problem_ids),
-                num_rollouts=of_t.num_rollouts,
+                total_rollouts=sum(of_t.rollouts(name) for name in problem_ids),
                 mean=mean,
-                difference=difference,
-                standard_error=standard_error,
-                difference_lower=lower,
-                difference_upper=upper,
+                difference=against.mean,
+                standard_error=against.standard_error,
+                difference_lower=against.lower,
+                difference_upper=against.upper,
                 drop_allowed=drop_allowed,
                 standard_error_allowed=standard_error_allowed,
                 sure=sure,
-                admissible=sure and lower >= -drop_allowed,
-                failed=counts and upper < -drop_allowed,
+                admissible=sure and against.lower >= -drop_allowed,
+                failed=counts and against.upper < -drop_allowed,
                 signal=signal,
                 signal_difference=None if signal is None else signal - _mean(of_reference.signal, with_signal),
                 diversity=_mean(of_t.diversity, sorted(of_t.diversity)) if of_t.diversity else None,
@@ -226,9 +245,10 @@ def compare_temperatures(
     The guarantee: a temperature that truly costs more than guard.drop is admitted in at most 1 - guard.confidence of
     decisions, however many there are. Temperatures above the reference are tested upwards, each by the lower bound of
     its paired difference, and the first that is not admitted ends the test (a fixed-sequence test; Maurer, Hothorn and
-    Lehmacher 1995). It rests on the t distribution of a mean over problems, holds for each decision by itself and not
-    for all decisions of a run together, and is for the reference "current" alone: the grid's best is chosen by the
-    same scores that it is then compared by. The choice by signal has no test; it moves among admitted ones only.
+    Lehmacher 1995). It rests on the bounds of `paired_scores`, so on costs that are spread over problems, holds for
+    each decision by itself and not for all decisions of a run together, and is for the reference "current" alone: the
+    grid's best is chosen by the same scores that it is then compared by. The choice by signal has no test; it moves
+    among admitted ones only.
 
     With fewer than two problems nothing can be compared, and the temperature in use is kept; so it is where it may be
     admissible against the reference "best". Raises ValueError as `read_temperatures`."""
@@ -322,19 +342,6 @@ def rollouts_wanted(
     return {temperature: amount for temperature, amount in amounts.items() if amount > 0}
 
 
-def paired(
-    scores: Mapping[str, float], others: Mapping[str, float], problem_ids: Sequence[str], *, confidence: float
-) -> tuple[float, float, float, float]:
-    """Mean over problems of scores - others, its standard error, and its one-sided lower and upper bounds."""
-    differences = [scores[name] - others[name] for name in problem_ids]
-    count = len(differences)
-    mean = math.fsum(differences) / count
-    variance = math.fsum((value - mean) ** 2 for value in differences) / (count - 1)
-    standard_error = math.sqrt(variance / count)
-    width = student_quantile(confidence, degrees=count - 1) * standard_error
-    return mean, standard_error, mean - width, mean + width
-
-
 def _choose(
     ladder: Mapping[float, Reading], *, current: float, reference: float, choose: Choice, unit: str
 ) -> tuple[float, str]:
@@ -360,6 +367,12 @@ def _choose(
         return current, f"kept {current}: {why}{doubt}"
     verb = "raised" if chosen > current else "lowered"
     return chosen, f"{verb} to {chosen}, {which} against {reference}{doubt}"
+
+
+def _counting(problem_id: str, of_t: Measured, of_reference: Measured) -> float:
+    """Rollouts of the problem that a difference rests on: of reweighted ones the share that counts."""
+    share = 1.0 if of_t.effective_fraction is None else of_t.effective_fraction
+    return min(of_t.rollouts(problem_id) * share, of_reference.rollouts(problem_id))
 
 
 def _signal_difference(reading: Reading) -> float:

@@ -94,7 +94,8 @@ class ReweightedWindow:
     def __init__(self, window_steps: int) -> None:
         self._window_steps = window_steps
         self._grid: tuple[float, ...] = ()
-        # A step: rollouts, sums of weights and squares by temperature, and per group its problem, scores and signals.
+        # A step: rollouts, sums of weights and squares by temperature; and of each group its problem, its rollouts, and
+        # its scores and signals by temperature.
         self._steps: list[dict[str, Any]] = []
 
     def clear(self) -> None:
@@ -117,7 +118,10 @@ class ReweightedWindow:
                     "num_rollouts": sum(group.num_rollouts for group in groups),
                     "log_weights": _summed(np.array([group.log_weights for group in groups])),
                     "log_squared_weights": _summed(np.array([group.log_squared_weights for group in groups])),
-                    "groups": [[group.problem_id, list(group.scores), list(group.signals)] for group in groups],
+                    "groups": [
+                        [group.problem_id, group.num_rollouts, list(group.scores), list(group.signals)]
+                        for group in groups
+                    ],
                 }
             )
         del self._steps[: -self._window_steps]
@@ -129,14 +133,17 @@ class ReweightedWindow:
         is 1 for every rollout of every problem, so that all weights are alike."""
         shares = self.effective_fractions()
         by_problem: dict[str, list[tuple[list[float], list[float]]]] = {}
+        num_rollouts: dict[str, int] = {}
         for step in self._steps:
-            for problem_id, scores, signals in step["groups"]:
+            for problem_id, of_group, scores, signals in step["groups"]:
                 by_problem.setdefault(problem_id, []).append((scores, signals))
+                num_rollouts[problem_id] = num_rollouts.get(problem_id, 0) + of_group
         found = {}
         for place, temperature in enumerate(self._grid):
             found[temperature] = Measured(
                 scores={p: _average(scores[place] for scores, _ in of_p) for p, of_p in by_problem.items()},
                 signal={p: _average(signals[place] for _, signals in of_p) for p, of_p in by_problem.items()},
+                judged=num_rollouts,
                 effective_fraction=shares[temperature],
             )
         return found

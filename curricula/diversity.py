@@ -5,8 +5,9 @@ Knows token ids and no text; decides on problems that are not practised."""
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from curricula.comparison import Decision, Measured, Reading, paired
+from curricula.comparison import Decision, Measured, Reading
 from curricula.counterfactual import ReweightedGroup
+from curricula.paired import paired
 from curricula.temperature import check_kind, checked_grid, positive
 
 CONFIDENCE = 0.95
@@ -37,18 +38,18 @@ class Diversity:
 
     start                  the temperature before any decision
     grid                   temperatures to choose from
-    rollouts_per_problem   of each held-out problem and temperature
+    rollouts_per_problem   of each validation problem and temperature
     cooldown_steps         steps after a look before the next one; a stage that begins has one at once
 
-    The first look, after the first step, measures what is to be kept: `distinct_fraction` on the held-out problems, one
-    number a problem. Every later look draws the same problems with as many rollouts at the temperature in use. When
+    The first look, after the first step, measures what is to be kept: `distinct_fraction` on the validation problems,
+    one number a problem. Every later look draws the same problems with as many rollouts at the temperature in use. When
     the mean over problems of the paired difference is below 0 with 95 % confidence (so a look at an unchanged diversity
     raises the temperature in at most 5 % of cases; the looks of a run together do so more often), hotter ones are drawn
     upwards, and the first whose mean is not below is taken, or the hottest of the grid. It never cools, but for a stage
     that sets its own temperature.
 
     The diversity of practice is a metric only: groups of other problems, another size or another length cannot be
-    compared. Completions that grow longer look less diverse, on the held-out problems too.
+    compared. Completions that grow longer look less diverse, on the validation problems too.
     Raises ValueError unless every temperature is positive, the grid is not empty, cooldown_steps >= 0 and
     rollouts_per_problem >= 2."""
 
@@ -66,7 +67,7 @@ class Diversity:
         self._grid = checked_grid(grid, cooldown_steps=cooldown_steps)
         self._num_rollouts = rollouts_per_problem
         self._cooldown_steps = cooldown_steps
-        self._target: dict[str, float] = {}  # diversity of each held-out problem at the start
+        self._target: dict[str, float] = {}  # diversity of each validation problem at the start
         self._target_temperature = self._current
         self._is_due = True
         self._last_step = 0
@@ -188,26 +189,24 @@ class Diversity:
             return ()
         readings = []
         for temperature, of_t in sorted(measured.items()):
-            difference, standard_error, lower, upper = paired(
-                of_t.diversity, self._target, problem_ids, confidence=CONFIDENCE
-            )
+            against = paired(of_t.diversity, self._target, problem_ids, confidence=CONFIDENCE)
             readings.append(
                 Reading(
                     temperature=temperature,
                     reference=self._target_temperature,
-                    source="heldout",
+                    source="validation",
                     num_problems=len(problem_ids),
-                    num_rollouts=of_t.num_rollouts,
+                    total_rollouts=sum(of_t.rollouts(name) for name in problem_ids),
                     mean=sum(of_t.scores[name] for name in problem_ids) / len(problem_ids),
-                    difference=difference,
-                    standard_error=standard_error,
-                    difference_lower=lower,
-                    difference_upper=upper,
+                    difference=against.mean,
+                    standard_error=against.standard_error,
+                    difference_lower=against.lower,
+                    difference_upper=against.upper,
                     drop_allowed=0.0,
-                    standard_error_allowed=standard_error,
+                    standard_error_allowed=against.standard_error,
                     sure=True,
-                    admissible=difference >= 0.0,
-                    failed=upper < 0.0,
+                    admissible=against.mean >= 0.0,
+                    failed=against.upper < 0.0,
                     diversity=sum(of_t.diversity[name] for name in problem_ids) / len(problem_ids),
                 )
             )

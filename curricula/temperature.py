@@ -23,7 +23,7 @@ from curricula.plateau import Plateau, PlateauRule, detect_plateau
 
 class TemperatureSchedule(Protocol):
     """One step of the loop: `value`, then `observe`, `begin_stage` where the curriculum's stage switches; where
-    `wants_decision`, rollouts of held-out problems as long as `wants_rollouts` names some, then `decide`.
+    `wants_decision`, rollouts of validation problems as long as `wants_rollouts` names some, then `decide`.
 
     The same before and after a trip of `state_dict` through JSON into `load_state_dict` of a schedule built alike. A
     decision is made between two steps, and nothing of it is state before it is made."""
@@ -54,7 +54,7 @@ class TemperatureSchedule(Protocol):
         """Whether a decision is due."""
 
     def wants_rollouts(self, measured: Mapping[float, Measured]) -> dict[float, int]:
-        """Rollouts of each held-out problem to draw next, by temperature, after those in `measured`; {}: decide."""
+        """Rollouts of each validation problem to draw next, by temperature, after those in `measured`; {}: decide."""
 
     def decide(self, step: int, measured: Mapping[float, Measured]) -> Decision:
         """Take in what was drawn; what is chosen holds from the next `value` on."""
@@ -186,7 +186,7 @@ class Steps(Planned):
 
 
 class Adaptive:
-    """Raises the temperature when the reward has stabilised, as far as held-out scores allow.
+    """Raises the temperature when the reward has stabilised, as far as validation scores allow.
 
     Source: GLM-4.5 (arXiv 2508.06471): when the average rollout reward has stabilised, evaluate a held-out set over a
     range of temperatures and take "the maximum value that does not cause a performance drop of more than 1% from the
@@ -199,7 +199,7 @@ class Adaptive:
                                one in use the temperature cannot fall, so only hotter ones are evaluated, and none
                                where there is none
     choose                     which of the admissible ones: the highest, or that with the most p(1 - p)
-    rollouts_per_problem       of each held-out problem and temperature, in the first draw of a decision
+    rollouts_per_problem       of each validation problem and temperature, in the first draw of a decision
     max_rollouts_per_problem   draws grow up to this while a difference is unsure
     min_effective_fraction     read the window's own rollouts first, reweighted, and let a temperature be settled by
                                them where at least this share counts; None draws rollouts for every decision

@@ -17,8 +17,10 @@ from grpo.config import ModelConfig, RunConfig
 from grpo.data import load_problem_sets
 from grpo.distributed.deepspeed_config import resolved
 from grpo.distributed.world import BUCKET_ELEMENTS
-from grpo.errors import ConfigError, DataError
+from grpo.errors import ConfigError, HubError
 from grpo.evaluation_sets import load_sets
+from grpo.final_evaluation import check_names
+from grpo.folder import RunFolder
 from grpo.logprobs import CHUNK_ELEMENTS
 from grpo.model import Float32Head, base_of, load_tokenizer, max_positions, skeleton
 from grpo.optim import muon_names
@@ -72,8 +74,10 @@ class Memory:
 def derived(config: RunConfig, *, num_ranks: int = 1) -> dict[str, object]:
     """Everything that follows from `config` on `num_ranks` ranks, by name, in the order in which it is read.
 
-    What lies elsewhere and cannot be read (a hub's model, a file of rows) is "unknown" with the reason. Raises
-    ConfigError for a model, a tokenizer or a reward that the config itself gets wrong."""
+    What lies elsewhere and cannot be read (a hub's model, its rows) is "unknown" with the reason. Raises ConfigError
+    for a model, a tokenizer, a reward or a checkpoint that the config itself gets wrong, DataError for rows that are
+    here, or would be, and cannot be problems."""
+    check_names(config, RunFolder.followed(config, rank=0), is_fresh=False)
     reward = reward_spec(config.reward)
     sizes = _sizes_or_reason(config.model)
     context_tokens = sizes.context_tokens if isinstance(sizes, Sizes) else None
@@ -331,7 +335,7 @@ def _row(values: Iterable[int]) -> str:
 def _problems(config: RunConfig, reward: RewardSpec) -> dict[str, object]:
     try:
         sets = load_problem_sets(config.data, reward=reward, seed=config.run.seed)
-    except DataError as error:
+    except HubError as error:
         return {"problems": f"unknown ({error})"}
     found: dict[str, object] = {
         "problems to practise": len(sets.train),
@@ -348,7 +352,7 @@ def _problems(config: RunConfig, reward: RewardSpec) -> dict[str, object]:
         for name, problems in load_sets(config, dropped={}).items():
             found[f"problems of evaluation.sets.{name}"] = len(problems)
             evaluated += len(problems)
-    except DataError as error:
+    except HubError as error:
         found["problems of evaluation.sets"] = f"unknown ({error})"
     policies, rollouts = len(config.evaluation.checkpoints), config.evaluation.rollouts_per_problem
     found["rollouts of the evaluation"] = policies * evaluated * rollouts

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from grpo import published, tasks
 from grpo.config import DataConfig, Source
-from grpo.errors import ConfigError, DataError
+from grpo.errors import ConfigError, DataError, HubError
 from grpo.seeds import torch_seed
 from grpo.types import Message, Problem
 from rewards import BrokenLine, RewardSpec, read_jsonl_rows
@@ -147,7 +147,7 @@ def load_rows(source: Source, *, field: str, seed: int) -> Sequence[Mapping[str,
             "folder": "check the path and the split",
             "hub id": f"check the path, the split and the network (there is no folder of this name in {Path.cwd()})",
         }
-        raise DataError(
+        raise (HubError if kind == "hub id" else DataError)(
             f"{field}.path = {source.path!r}: this {kind} could not be read ({_reason(error)}); {remedies[kind]}"
         ) from error
     return read
@@ -223,7 +223,10 @@ def _published_rows(
         if source.format == "bfcl" and is_file:
             rows = published.with_bfcl_answers(rows, Path(source.path))
     except (KeyError, ValueError) as error:
-        missing = f"a row has no {error}, which every row of {source.format} has"
+        missing = (
+            f"there is no column {error}, which format = {source.format!r} reads; give a file in its published form, "
+            "or set format: rows"
+        )
         raise DataError(f"{place}: {missing if isinstance(error, KeyError) else error}") from error
     return list(enumerate(rows, start=1))
 

@@ -30,6 +30,10 @@ class DataError(RunError, ValueError):
     exit_code = 3
 
 
+class HubError(DataError):
+    """A hub's data set cannot be read from here: it is not there, or there is no way to it."""
+
+
 class RunFolderError(RunError):
     """The run's folder is in use, holds another run, or holds a phase that neither --resume nor --fresh names."""
 

@@ -194,7 +194,8 @@ def _table(groups: Sequence[Group], *, k: Sequence[int], num_rollouts: int) -> T
         if full:
             metrics |= _of_several(full, size, binary=binary)
     every = [[(rollout.num_actions, not rollout.finished) for rollout in group.rollouts] for group in groups]
-    metrics["mean_tokens"] = mean_interval([fmean(tokens for tokens, _ in of) for of in every])
+    tokens = mean_interval([fmean(tokens for tokens, _ in of) for of in every])
+    metrics["mean_tokens"] = tokens._replace(low=max(0.0, tokens.low))  # no completion is shorter than that
     metrics["truncated_fraction"] = share_interval([fmean(cut for _, cut in of) for of in every])
     return Table(num_problems=len(groups), metrics={name: Estimate(*interval) for name, interval in metrics.items()})
 

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from grpo import checkpoint
-from grpo.errors import CheckpointError, Interrupted
+from grpo.config import RunConfig
+from grpo.errors import CheckpointError, ConfigError, Interrupted
 from grpo.evaluation import Groupings, ProblemScore, by_column, compare, evaluate
 from grpo.evaluation_sets import judge_of
 from grpo.fingerprints import judge_print
-from grpo.folder import named_disk_errors, write_json
+from grpo.folder import RunFolder, named_disk_errors, write_json
 from grpo.practice import first_temperature
 from grpo.starts import CPU, Run, load_start, newest_checkpoint, profile_policy
 from grpo.tracking.evaluations import in_order
@@ -81,6 +82,57 @@ def file_name(name: str) -> str:
     path = Path(name).resolve()
     readable = re.sub(r"[^A-Za-z0-9._-]", "_", f"{path.parent.parent.name}-{path.name}").lstrip(".-")
     return f"{readable}-{hashlib.blake2b(str(path).encode(), digest_size=4).hexdigest()}"
+
+
+def check_names(config: RunConfig, folder: RunFolder, *, is_fresh: bool) -> None:
+    """Raises ConfigError for one of evaluation.checkpoints that the end of the run's training will not leave.
+
+    It is for who has the training before them. Where that is finished, what `folder` holds can be named as well;
+    `is_fresh` says that it will be deleted."""
+    is_trained = folder.begun().get("train", False) and not is_fresh
+    for name in config.evaluation.checkpoints:
+        path = folder.checkpoints / name if _is_own(name) else Path(name)
+        if name in ("start", "last", "best") or (
+            (path / checkpoint.MANIFEST).is_file() and (is_trained or not _is_own(name))
+        ):
+            continue
+        fault = _fault_of_step(config, name) if _is_own(name) else f"there is no {path / checkpoint.MANIFEST}"
+        if fault:
+            last = checkpoint.step_path(folder.checkpoints, config.train.steps).name
+            raise ConfigError(
+                f"evaluation.checkpoints: {name!r} will be no checkpoint ({fault}); name start, last, best, a step "
+                f"such as {last} or the folder of a checkpoint"
+            )
+
+
+def _fault_of_step(config: RunConfig, name: str) -> str:
+    """What keeps a step from being among the run's checkpoints when its training ends; empty when nothing does."""
+    step, steps, every = int(name.removeprefix("step_")), config.train.steps, config.checkpoint.every_steps
+    canonical = checkpoint.step_path(Path(), step).name
+    if name != canonical:
+        return f"that step is called {canonical}"
+    if not 1 <= step <= steps:
+        return f"training has the steps 1 to {steps}, by train.steps"
+    ends_early = _may_end_early(config)
+    if step % every and (step != steps or ends_early):
+        return f"steps are saved every {every}, by checkpoint.every_steps, and the last one"
+    saved = sorted({*range(every, steps + 1, every), steps})
+    if step not in saved[-config.checkpoint.keep_last :] and not ends_early:
+        return (
+            f"it is deleted before training ends, which leaves checkpoint.keep_last = {config.checkpoint.keep_last}: "
+            f"raise that to {len(saved) - saved.index(step)}"
+        )
+    return ""
+
+
+def _may_end_early(config: RunConfig) -> bool:
+    """Whether the last step may be another than train.steps."""
+    stages = config.curriculum.stages if config.curriculum.kind == "two_stages" else []
+    curriculum_ends = any(
+        stage.steps is not None or stage.until_plateau or stage.until_trivial_fraction is not None
+        for stage in stages[-1:]
+    )
+    return curriculum_ends or config.train.max_tokens is not None or config.evaluation.patience is not None
 
 
 def find_policies(run: Run) -> list[Evaluated]:

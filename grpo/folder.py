@@ -28,7 +28,7 @@ RESUME = "then add --resume (the last checkpoint is whole)"
 _EVERY = ("run", "model", "chat", "data", "sampling", "reward")
 # The fields that each phase's results rest on: what a phase that stays was made with must not change.
 FIELDS: dict[Phase, tuple[str, ...]] = {
-    "sft": (*_EVERY, "sft", "evaluation.temperature"),
+    "sft": (*_EVERY, "sft"),
     "profile": (
         *(*_EVERY, "temperature.value"),
         *(f"profile.{name}" for name in ("first_rollouts", "max_rollouts", "relabel_rollouts", "trivial_rate")),
@@ -36,12 +36,16 @@ FIELDS: dict[Phase, tuple[str, ...]] = {
     ),
     "train": (
         *(*_EVERY, "profile.reuse_steps", "profile.folder", "temperature", "curriculum", "train"),
-        *("advantage", "loss", "optim"),
-        *(f"evaluation.{name}" for name in ("every_steps", "validation_rollouts", "temperature", "patience", "k")),
+        *("advantage", "loss", "optim", "evaluation.every_steps"),
     ),
     # A file says of each checkpoint and set what it rests on: more are added, and what has changed is done again.
     "eval": (*_EVERY, "evaluation.rollouts_per_problem", "evaluation.temperature"),
     "report": (),
+}
+# Of the evaluations on the validation problems. What k they are told for decides nothing.
+LOOKS: dict[Phase, tuple[str, ...]] = {
+    "sft": ("evaluation.temperature",),
+    "train": tuple(f"evaluation.{name}" for name in ("validation_rollouts", "temperature", "patience")),
 }
 
 
@@ -79,7 +83,7 @@ class RunFolder:
         was begun before: new refuses, resume goes on, fresh deletes that phase and all later ones. Raises
         RunFolderError with the remedy, ConfigError where the path cannot be a folder."""
         folder = cls(Path(config.run.folder) / config.run.name)
-        prints = _fingerprint(config, problem_ids)
+        prints, fields = _fingerprint(config, problem_ids), fields_of(config)
         folder._check_path()
         with named_disk_errors(folder.path):
             folder.path.mkdir(parents=True, exist_ok=True)
@@ -90,7 +94,7 @@ class RunFolder:
                 os.ftruncate(lock, 0)
                 os.pwrite(lock, str(os.getpid()).encode(), 0)
                 # Before anything is deleted: what stays must be of this config.
-                folder._check(prints, start=start, phases=phases)
+                folder._check(prints, fields, start=start, phases=phases)
                 if start == "fresh":
                     folder._forget(phases[0])
             write_text(folder._fingerprint, json.dumps(prints, indent=1))
@@ -118,7 +122,7 @@ class RunFolder:
                 folder._take(lock)
             finally:
                 os.close(lock)
-        folder._check(_fingerprint(config, problem_ids), start=start, phases=phases)
+        folder._check(_fingerprint(config, problem_ids), fields_of(config), start=start, phases=phases)
 
     def read_config(self, overrides: Sequence[str] = ()) -> RunConfig:
         """The run's own config, with `overrides`. Raises ConfigError where the path is no run's folder."""
@@ -133,7 +137,7 @@ class RunFolder:
         """Raises RunFolderError unless what the folder holds is of this config and these problems.
 
         Nothing is locked, so that it can be asked while another process writes to the folder."""
-        self._check_belongs(_fingerprint(config, problem_ids), staying=PHASES)
+        self._check_belongs(_fingerprint(config, problem_ids), fields_of(config), staying=PHASES)
 
     def begun(self) -> dict[str, bool]:
         """Phases that were begun, each with whether it was finished."""
@@ -166,7 +170,14 @@ class RunFolder:
                 f"run.folder, run.name: {in_the_way} is a file, so {self.path} cannot be a folder; set others"
             )
 
-    def _check(self, prints: Mapping[str, str], *, start: Start, phases: tuple[Phase, ...]) -> None:
+    def _check(
+        self,
+        prints: Mapping[str, str],
+        fields: Mapping[Phase, tuple[str, ...]],
+        *,
+        start: Start,
+        phases: tuple[Phase, ...],
+    ) -> None:
         held = [phase for phase in phases if phase in self.begun()]
         if start == "new" and held:
             raise RunFolderError(
@@ -178,19 +189,21 @@ class RunFolder:
         if phases == ("profile",) and "train" not in self.begun():
             # Its store keeps what was drawn by what it depends on: other settings or problems take up what fits.
             staying = tuple(phase for phase in staying if phase != "profile")
-        self._check_belongs(prints, staying=staying)
+        self._check_belongs(prints, fields, staying=staying)
 
-    def _check_belongs(self, prints: Mapping[str, str], *, staying: tuple[Phase, ...]) -> None:
+    def _check_belongs(
+        self, prints: Mapping[str, str], fields: Mapping[Phase, tuple[str, ...]], *, staying: tuple[Phase, ...]
+    ) -> None:
         begun = [phase for phase in staying if phase in self.begun()]
         if not begun or not self._fingerprint.is_file():
             return
         found: dict[str, str] = json.loads(self._fingerprint.read_text(encoding="utf-8"))
-        fields = {field for phase in begun for field in FIELDS[phase]}
-        differing = sorted(
-            name
-            for name in found.keys() | prints.keys()
-            if found.get(name) != prints.get(name) and any(f"{name}.".startswith(f"{field}.") for field in fields)
-        )
+        changed = sorted(name for name in found.keys() | prints.keys() if found.get(name) != prints.get(name))
+        of_phases = {
+            phase: [name for name in changed if any(f"{name}.".startswith(f"{field}.") for field in fields[phase])]
+            for phase in begun
+        }
+        differing = sorted({name for names in of_phases.values() for name in names})
         if not differing:
             return
         if all(name.endswith(PROBLEM_IDS) for name in differing):
@@ -200,7 +213,9 @@ class RunFolder:
                 "restore them, set another run.name, or `grpo recipe --fresh` to delete what it holds"
             )
         remedy = "set another run.name, or `grpo recipe --fresh` to delete them"
-        if all(name.startswith("profile.") for name in differing):
+        if all(name.startswith("evaluation.") for name in differing):
+            remedy = self._remedy_of_evaluation([phase for phase, names in of_phases.items() if names])
+        elif all(name.startswith("profile.") for name in differing):
             remedy = (
                 f"training rests on its profile; set another run.name, with profile.folder={self.profile} to take up "
                 "what was drawn there, or `grpo train --fresh` with the config as it was, and then profile again"
@@ -210,6 +225,16 @@ class RunFolder:
         raise RunFolderError(
             f"{self.path} holds {', '.join(begun)} of another config; it differs in {', '.join(differing)} "
             f"(its own is {self.config}); {remedy}"
+        )
+
+    def _remedy_of_evaluation(self, readers: Sequence[Phase]) -> str:
+        """What to do where only fields of the section evaluation differ, which the phases `readers` rest on."""
+        if list(readers) == ["eval"]:
+            return "restore them, or `grpo eval --fresh` scores every policy again with these"
+        looked = " and ".join(phase for phase in readers if phase != "eval")
+        return (
+            f"{looked} looked at the validation problems by them: restore them, or set another run.name and name "
+            f"checkpoints of {self.checkpoints} by their paths in evaluation.checkpoints"
         )
 
     def _forget(self, first: Phase) -> None:
@@ -240,6 +265,15 @@ class RunFolder:
             "eval": [self.evals],
             "report": [self.report],
         }
+
+
+def fields_of(config: RunConfig) -> dict[Phase, tuple[str, ...]]:
+    """The fields that each phase's results rest on: `FIELDS`, and those of its looks where it has any."""
+    looks: dict[Phase, bool] = {
+        "sft": config.sft is not None and config.sft.gate_pass_at_1 is not None,
+        "train": config.evaluation.every_steps > 0,
+    }
+    return {phase: (*names, *(LOOKS[phase] if looks.get(phase) else ())) for phase, names in FIELDS.items()}
 
 
 def _fingerprint(config: RunConfig, problem_ids: Mapping[str, Sequence[str]]) -> dict[str, str]:

@@ -57,9 +57,9 @@ class Meter:
                 f"{self._store.root} the newest ({folder.name}) differs in {', '.join(names)}"
             )
         if not expected.most:
-            self._say(f"profile: all {num_known} problems are known; nothing is to be drawn")
+            self._say(f"profile: all {num_known:,} problems are known; nothing is to be drawn")
             return
-        known = f"{num_known} problems are known; " if num_known else ""
+        known = f"{num_known:,} problems are known; " if num_known else ""
         line = f"profile: {known}about {expected.typical:,.0f} rollouts are to be drawn, at most {expected.most:,}"
         speed = _earlier_speed(self._store, self._world)
         if speed is None:

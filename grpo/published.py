@@ -172,12 +172,21 @@ def _judge(name: str) -> Verifier:
 def in_split(rows: Sequence[Row], split: str) -> list[tuple[int, Row]]:
     """MBPP's rows of a split (train, validation, test, prompt, or several with a plus between), with their numbers.
 
-    Raises ValueError for another split, KeyError for a row without task_id."""
+    Raises ValueError for another split, and for a row whose task_id is no whole number."""
     unknown = [name for name in split.split("+") if name not in MBPP_SPLITS]
     if unknown:
         raise ValueError(f"split = {split!r}: must be of {', '.join(MBPP_SPLITS)}, or several such as train+validation")
     wanted = [MBPP_SPLITS[name] for name in split.split("+")]
-    return [(number, row) for number, row in enumerate(rows, start=1) if any(int(row["task_id"]) in w for w in wanted)]
+    numbered = list(enumerate(rows, start=1))
+    for number, row in numbered:
+        task = row.get("task_id")
+        if not (isinstance(task, int) or (isinstance(task, str) and task.isdecimal())):
+            have = f"task_id = {task!r}" if "task_id" in row else f"no column 'task_id'; it has {', '.join(row)}"
+            raise ValueError(
+                f"row {number}: {have}, and split = {split!r} goes by the number that mbpp's rows have there; give a "
+                "file in its published form, or set format: rows"
+            )
+    return [(number, row) for number, row in numbered if any(int(row["task_id"]) in tasks for tasks in wanted)]
 
 
 def with_bfcl_answers(rows: Sequence[Row], path: Path) -> list[Row]:

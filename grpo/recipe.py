@@ -145,13 +145,13 @@ def run_profile(run: Run) -> None:
     )
     if run.world.is_main:
         run.console.tiers(by_tier(read_manifest(run.folder.profile / MANIFEST_FILE).rows))
-    counts = ", ".join(f"{tier} {count}" for tier, count in result.counts.items())
+    counts = ", ".join(f"{tier} {count:,}" for tier, count in result.counts.items())
     run.console.say(
-        f"profile: {counts}; {result.num_rollouts} rollouts, of which {result.drawn_rollouts} were drawn now"
+        f"profile: {counts}; {result.num_rollouts:,} rollouts, of which {result.drawn_rollouts:,} were drawn now"
     )
     if result.num_without_tier:
         run.console.say(
-            f"profile: {result.num_without_tier} problems got no verdict with a value and so no tier; they are not "
+            f"profile: {result.num_without_tier:,} problems got no verdict with a value and so no tier; they are not "
             "practised by tier (try the reward with `grpo score`; `grpo profile --fresh` asks it again)"
         )
     run.folder.mark("profile", finished=True)

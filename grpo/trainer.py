@@ -187,7 +187,7 @@ class Trainer:
         metrics["time/step"] = time.perf_counter() - started
         metrics |= _throughput(metrics)
         parts.tracker.log(progress.step, metrics)
-        parts.console.step({"step": progress.step, **metrics})
+        parts.console.step({"step": progress.step, **metrics}, is_last=bool(self.end_reason))
         self._watch(metrics)
 
     def draw(self) -> list[Group]:

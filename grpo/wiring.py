@@ -22,6 +22,7 @@ from grpo.distributed.strategy import Strategy
 from grpo.distributed.world import World
 from grpo.errors import ConfigError, DataError, Interrupted
 from grpo.evaluation_sets import load_sets, num_practised
+from grpo.final_evaluation import check_names
 from grpo.folder import Phase, RunFolder, Start
 from grpo.model import end_token_ids, initial_model, load_model, load_tokenizer, max_positions
 from grpo.policy import Policy
@@ -55,7 +56,8 @@ class _Parts:
     strategy: Strategy
     sampler: NativeSampler
     initial_weights: Callable[[], Mapping[str, Tensor]]
-    fitting: dict[str, list[Problem]]  # problems of each set whose prompts fit
+    fitting: dict[str, list[Problem]]  # problems of train, validation and heldout whose prompts fit
+    evaluation: dict[str, list[Problem]]  # those of evaluation.sets, by name
 
 
 @contextmanager
@@ -78,6 +80,8 @@ def opened(
     rows = _rows(config, console)
     if world.is_main:
         RunFolder.check(config, problem_ids=rows.problem_ids, start=start, phases=phases)
+        if phases != ("eval",):  # which looks for what is there
+            check_names(config, RunFolder.followed(config, rank=0), is_fresh=start == "fresh")
         if config.profile.folder is not None:
             check_store_folder(Path(config.profile.folder))
     _check_alike(world, {"config": config.model_dump(mode="json"), "rows": rows.problem_ids})
@@ -169,8 +173,11 @@ def _parts(config: RunConfig, rows: _Rows, *, world: World, console: Console, mu
             ("train", sets.train),
             ("validation", sets.validation),
             ("heldout", sets.heldout),
-            *rows.evaluation.items(),
         )
+    }
+    evaluation = {
+        name: _fitting(config, problems, chat, policy, console, name=f"evaluation.sets.{name}")
+        for name, problems in rows.evaluation.items()
     }
     console.say(
         f"{len(fitting['train'])} problems to practise, {len(fitting['validation'])} for validation, "
@@ -202,6 +209,7 @@ def _parts(config: RunConfig, rows: _Rows, *, world: World, console: Console, mu
         sampler=sampler,
         initial_weights=lambda: _initial_weights(config, tokenizer),
         fitting=fitting,
+        evaluation=evaluation,
     )
 
 
@@ -238,7 +246,7 @@ def _run(
         rollouts=rollouts,
         train=parts.fitting["train"],
         validation=parts.fitting["validation"],
-        sets={name: parts.fitting[name] for name in ("heldout", *rows.evaluation)},
+        sets={"heldout": parts.fitting["heldout"], **parts.evaluation},
         traces=rows.traces,
         tracker=tracker,
         console=console,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from grpo.check import GIB, STRATEGIES, Memory, derived, memory, sizes_of
 from grpo.config import OptimConfig
-from grpo.errors import ConfigError, OutOfMemoryError
+from grpo.errors import ConfigError, DataError, OutOfMemoryError
 from grpo.logprobs import CHUNK_ELEMENTS
 from grpo.model import load_model, load_tokenizer, skeleton
 from grpo.optim import Optimizer
@@ -233,12 +233,40 @@ def test_a_model_that_lies_elsewhere_is_unknown_with_the_reason_and_the_rest_is_
         raise OSError(f"no connection for {name}\nand no cache")
 
     monkeypatch.setattr("grpo.model.AutoTokenizer.from_pretrained", no_network)
+    monkeypatch.setattr("datasets.load_dataset", lambda path, **_: no_network(path))
     model = {"path": "someone/some-model"}
-    found = derived(small_run_config(tmp_path, model=model, **{"data.train": {"path": str(tmp_path / "no.jsonl")}}))
+    found = derived(small_run_config(tmp_path, model=model, **{"data.train": {"path": "someone/some-rows"}}))
     assert str(found["parameters"]).startswith("unknown (model.path = 'someone/some-model': no tokenizer")
     assert "\n" not in str(found["parameters"])
     assert str(found["problems"]).startswith("unknown (data.train.path")
     assert found["rollouts of the run, without refills"] == 4 * 16 + 4 * 32
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("data.train={path: nofile.jsonl}", "data.train.path = 'nofile.jsonl': no such file"),
+        ("data.train={path: ROWS, format: mbpp, split: test}", "row 1: no column 'task_id'; it has question, answer"),
+        ("evaluation.sets={own: {source: {path: ./nofolder}}}", "evaluation.sets.own.source.path = './nofolder'"),
+        ("evaluation.sets={own: {source: {path: ROWS, format: ifeval}}}", "there is no column 'prompt', which format"),
+    ],
+)
+def test_rows_that_would_be_here_and_cannot_be_read_are_an_error(tmp_path, capsys, override, expected):
+    rows = Path(__file__).parent / "data" / "gsm8k_rows.jsonl"
+    assert grpo("check", small_run_file(tmp_path), override.replace("ROWS", str(rows))) == DataError.exit_code
+    said = capsys.readouterr()
+    assert expected in said.err
+    assert "unknown" not in said.out
+
+
+def test_a_set_of_a_hub_that_cannot_be_reached_is_unknown_with_the_reason(tmp_path, monkeypatch):
+    def no_network(path: str, **_: object) -> None:
+        raise ConnectionError(f"no way to {path}")
+
+    monkeypatch.setattr("datasets.load_dataset", no_network)
+    found = derived(small_run_config(tmp_path, **{"evaluation.sets": {"own": {"source": {"path": "someone/rows"}}}}))
+    assert str(found["problems of evaluation.sets"]).startswith("unknown (evaluation.sets.own.source.path = 'someone/r")
+    assert found["problems held out"] == 12
 
 
 @pytest.mark.parametrize(

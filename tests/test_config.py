@@ -179,6 +179,7 @@ def test_a_sentence_of_several_lines_is_one_line_in_a_message():
         (["optim.betas=[0.9, 1.0]"], "optim: betas = [0.9, 1.0]: each must be at least 0 and below 1"),
         (["sft.micro_batch_size=48"], "sft: batch_size = 64: must be a multiple of micro_batch_size = 48"),
         (["evaluation.k=[1, 16]"], "evaluation: k = [1, 16]: each must be from 1 to rollouts_per_problem = 8"),
+        (["evaluation.k=[]"], "evaluation.k = []: must have at least 1 entries (pass@k is reported for each.)"),
         (["evaluation.patience=3"], "evaluation: every_steps = 0, but patience = 3"),
         (["evaluation.checkpoints=[best]"], "evaluation: every_steps = 0, but patience = None and checkpoints"),
         (["loss.correction=icepop", "train.old_logprobs=sampler"], "loss.correction compares the policy"),

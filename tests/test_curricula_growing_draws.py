@@ -75,7 +75,7 @@ def test_a_temperature_that_costs_as_much_as_the_guard_allows_is_admitted_as_oft
 @pytest.mark.slow
 def test_so_it_is_with_several_of_them_and_with_ones_that_cost_more():
     assert raised_fraction(0.01) <= 0.1 + 2 * math.sqrt(0.1 * 0.9 / 400)
-    assert raised_fraction(0.01, 0.01, 0.01) <= 0.1 + 2 * math.sqrt(0.1 * 0.9 / 400)
+    assert raised_fraction(0.01, 0.01, 0.01, trials=1200) <= 0.1 + 2 * math.sqrt(0.1 * 0.9 / 1200)
     assert raised_fraction(0.03) <= 0.01
     assert 0.2 < raised_fraction(0.0) < 0.5  # 64 rollouts are seldom sure of a free one: late, not wrongly
 
@@ -99,7 +99,7 @@ def test_draws_double_until_the_difference_is_sure_and_no_further():
     decision, rounds = grown(costing(0.0, generator=generator))
     assert rounds == [{1.0: 16, 1.1: 16}, {1.0: 16, 1.1: 16}, {1.0: 32, 1.1: 32}]
     hotter = decision.readings[1]
-    assert (hotter.num_rollouts, hotter.sure) == (64, True)
+    assert (hotter.total_rollouts, hotter.sure) == (64 * 128, True)
     assert hotter.standard_error <= hotter.standard_error_allowed == pytest.approx(0.015 * decision.readings[0].mean)
 
 
@@ -158,7 +158,7 @@ def test_the_signal_of_a_problem_is_unbiased():
 
 def with_signal(mean, signal):
     names = [f"p{index}" for index in range(50)]
-    return Measured(dict.fromkeys(names, mean), signal=dict.fromkeys(names, signal))
+    return Measured(dict.fromkeys(names, mean), signal=dict.fromkeys(names, signal), num_rollouts=160)
 
 
 @pytest.mark.parametrize(
@@ -184,7 +184,11 @@ def test_by_signal_the_admissible_temperature_with_the_most_is_taken(signals, hi
 
 def window(means, shares, *, guard=GUARD, noise=0.0):
     measured = {
-        t: Measured({f"p{i}": mean + noise * place * (-1) ** i for i in range(200)}, effective_fraction=shares[place])
+        t: Measured(
+            {f"p{i}": mean + noise * place * (-1) ** i for i in range(200)},
+            num_rollouts=160,
+            effective_fraction=shares[place],
+        )
         for place, (t, mean) in enumerate(means.items())
     }
     return read_temperatures(measured, current=1.0, guard=guard, min_effective_fraction=0.5)
@@ -205,12 +209,12 @@ def test_a_temperature_at_which_too_few_count_is_not_known_from_the_window_and_i
     readings = window({1.0: 0.5, 1.1: 0.499, 1.2: 0.4}, (1.0, 0.9, 0.3))
     assert not readings[2].failed
     assert wanted_after(readings) == {1.0: 16, 1.2: 16}
-    drawn = {t: Measured({f"v{i}": 0.3 for i in range(100)}, num_rollouts=16) for t in (1.0, 1.2)}
+    drawn = {t: Measured({f"v{i}": 0.3 for i in range(100)}, num_rollouts=160) for t in (1.0, 1.2)}
     decision = compare_temperatures(drawn, step=0, current=1.0, guard=GUARD, window=readings)
     assert decision.chosen == 1.2  # 1.1 by the window, 1.2 by what was drawn
     assert [(r.temperature, r.source) for r in decision.readings] == [
         *((t, "window") for t in (1.0, 1.1, 1.2)),
-        *((t, "heldout") for t in (1.0, 1.2)),
+        *((t, "validation") for t in (1.0, 1.2)),
     ]
 
 

@@ -37,8 +37,8 @@ def scores(means, *, problems=400, noise=0.0, seed=0):
 
 
 def measured(of_problems):
-    """Scores at one temperature, and for a diversity the same numbers."""
-    return Measured(scores=of_problems, diversity=of_problems, num_rollouts=16)
+    """Scores at one temperature, known as from rollouts without number, and for a diversity the same numbers."""
+    return Measured(scores=of_problems, diversity=of_problems, num_rollouts=10**9)
 
 
 def decided(schedule, step, drawn):

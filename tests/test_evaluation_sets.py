@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from grpo.config import RunConfig, load
+from grpo.config import EvaluationSet, RunConfig, load
 from grpo.errors import ConfigError, DataError
 from grpo.evaluation_sets import judge_of, load_sets, num_practised
 from rewards import RewardSpec
-from tests.runs import grpo, small_run_config, small_run_file
+from tests.runs import grpo, opened_run, small_run_config, small_run_file
 
 DATA = Path(__file__).parent / "data"
 ROOT = Path(__file__).resolve().parents[1]
@@ -71,8 +71,8 @@ def test_check_counts_the_sets_and_names_a_broken_row(tmp_path, capsys):
     assert "rollouts of its tiers, at least 48" in said
     path = tmp_path / "rows.jsonl"
     path.write_text('{"question": "3 + 3?", "answer": "6"}\n')
-    assert grpo("check", file, f"evaluation.sets.maths.source.path={path}") == 0
-    assert f"evaluation.sets.maths.source, row 1 of {path}: no row of gsm8k" in capsys.readouterr().out
+    assert grpo("check", file, f"evaluation.sets.maths.source.path={path}") == DataError.exit_code
+    assert f"evaluation.sets.maths.source, row 1 of {path}: no row of gsm8k" in capsys.readouterr().err
 
 
 def test_a_set_that_asks_what_is_practised_says_so_and_changes_nothing_that_is(tmp_path, capsys):
@@ -87,6 +87,24 @@ def test_a_set_that_asks_what_is_practised_says_so_and_changes_nothing_that_is(t
     )
     assert grpo("train", file) == 0
     assert "40 problems of evaluation.sets.again; 20 of them ask what is practised too" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["train", "validation"])
+def test_a_set_by_the_name_of_the_runs_own_problems_would_not_stand_in_for_them(tmp_path, name):
+    plain = small_run_config(tmp_path / "plain", **LOOP)
+    source = {"path": "task:list_machine", "options": {"num_rows": 4, "operations": {2: 1}}}
+    sets = {name: EvaluationSet.model_validate({"source": source})}
+    named = plain.model_copy(  # past the check of the names
+        update={
+            "evaluation": plain.evaluation.model_copy(update={"sets": sets}),
+            "run": plain.run.model_copy(update={"folder": str(tmp_path / "named")}),
+        }
+    )
+    with opened_run(plain) as expected, opened_run(named) as found:
+        for own in ("train", "validation"):
+            ids = [[problem.id for problem in getattr(run, own)] for run in (found, expected)]
+            assert ids[0] == ids[1]
+        assert [len(problems) for problems in found.sets.values()] == [12, 4]
 
 
 def test_questions_in_common_are_counted_whatever_is_added_to_them(tmp_path):
@@ -109,7 +127,9 @@ def test_questions_in_common_are_counted_whatever_is_added_to_them(tmp_path):
             "evaluation.sets.source.source.max_problems = 0: must be at least 1 (Take at most this many rows",
         ),
         ({"maths": {"reward": {"name": "x"}}}, "evaluation.sets.maths.source is missing; set it (Its rows: any"),
-        ({"heldout": MATHS}, "heldout is the name of the held-out problems"),
+        ({"heldout": MATHS}, "sets: heldout is the name of problems of the section data"),
+        ({"train": MATHS}, "sets: train is the name of problems of the section data"),
+        ({"validation": MATHS}, "sets: validation is the name of problems of the section data"),
     ],
 )
 def test_a_fault_in_a_set_is_named_with_the_sets_own_name(sets, expected, tmp_path):

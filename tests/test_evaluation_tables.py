@@ -104,6 +104,50 @@ def test_what_is_no_evaluation_is_an_empty_table(content):
     assert table.differences == ()
 
 
+def test_parts_by_tier_go_from_the_easiest_to_the_unsolved_and_others_as_they_come():
+    tiers = ["extreme", "moderate", "trivial", "unsolved", "without a tier"]  # as names are sorted
+    parts = {name: {"num_problems": 2, "metrics": {"pass@1": metric(0.5)}} for name in tiers}
+    (table,) = set_tables([evaluated("start", 0, {"heldout": of_set(0.3, by_tier=parts, by_kind=parts)})])
+    shown = {name: [line.name.removesuffix(" (2) pass@1") for line in lines] for name, lines in table.parts}
+    assert shown == {"tier": ["trivial", "moderate", "extreme", "unsolved", "without a tier"], "kind": tiers}
+
+
+def shown_in(width: int, evaluations: list[dict[str, Any]], folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The lines of the tables on a terminal of this width."""
+    for evaluation in evaluations:
+        (folder / f"{evaluation['name']}.json").write_text(json.dumps(evaluation))
+    said = io.StringIO()
+    console = Console(num_steps=1)
+    monkeypatch.setattr(console, "_rich", RichConsole(file=said, width=width, highlight=False, soft_wrap=True))
+    console.results(folder, report=folder / "report.html")
+    return said.getvalue().splitlines()
+
+
+def test_three_policies_in_80_columns_have_whole_intervals_below_their_numbers(tmp_path, monkeypatch):
+    step = json.loads(json.dumps(LAST)) | {"name": "step_000100", "step": 100}
+    lines = shown_in(80, [START, step, LAST], tmp_path, monkeypatch)
+    assert max(len(line) for line in lines[:-1]) <= 80
+    rows = [" ".join(line.replace("│", " ").replace("┃", " ").split()) for line in lines]
+    place = rows.index("pass@1 0.300 0.500 0.500")
+    assert rows[place + 1] == "[0.200, 0.400] [0.400, 0.600] [0.400, 0.600]"
+    place = rows.index("pass@1 − start – +0.200 +0.200")
+    assert rows[place + 1] == "[+0.100, +0.300] [+0.100, +0.300]"
+    assert "(step 0) (step 100) (step 200)" in rows
+
+
+def test_where_policies_do_not_fit_at_all_no_digit_is_left_out(tmp_path, monkeypatch):
+    steps = [json.loads(json.dumps(LAST)) | {"name": f"step_{n:06d}", "step": n} for n in range(100, 106)]
+    text = "".join(shown_in(80, [START, *steps], tmp_path, monkeypatch))
+    assert "…" not in text
+    assert "report.html" in text
+
+
+def test_a_number_without_an_interval_stands_alone(tmp_path, monkeypatch):
+    alone = evaluated("start", 0, {"heldout": {"metrics": {"pass@1": {"value": 0.25}}}})
+    lines = shown_in(80, [alone], tmp_path, monkeypatch)
+    assert any(line.replace("│", " ").split() == ["pass@1", "0.250"] for line in lines)
+
+
 def test_the_terminal_shows_scores_differences_and_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     for evaluation in (START, LAST):
         (tmp_path / f"{evaluation['name']}.json").write_text(json.dumps(evaluation))

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from curricula import wilson
@@ -99,6 +99,61 @@ def test_a_difference_is_within_its_interval_and_turns_its_sign_with_the_policie
     assert one.value == pytest.approx(sum(x - y for x, y in pairs) / len(pairs), abs=1e-9)
 
 
+def test_differences_that_are_whole_have_newcombes_interval_with_students_quantile():
+    # 6 of 20 better, 2 worse: Wilson's intervals of both shares, put together by the multinomial's correlation.
+    a, b = [1.0] * 6 + [0.0] * 14, [0.0] * 6 + [1.0] * 2 + [0.0] * 12
+    confidence = math.erf(student_quantile(0.975, degrees=19) / math.sqrt(2))
+    (gain_low, gain_high), (loss_low, loss_high) = (wilson(n, 20, confidence=confidence) for n in (6, 2))
+    correlation = -math.sqrt(0.3 * 0.1 / (0.7 * 0.9))
+    below, above = (
+        math.sqrt(x * x - 2 * correlation * x * y + y * y)
+        for x, y in ((0.3 - gain_low, loss_high - 0.1), (gain_high - 0.3, 0.1 - loss_low))
+    )
+    # Their unbiased variance is 20/19 of (g + l - v²): never fewer problems than there are.
+    assert tuple(share_difference_interval(a, b)) == pytest.approx((0.2, 0.2 - below, 0.2 + above))
+
+
+def test_of_many_problems_a_difference_of_shares_has_the_interval_of_a_mean():
+    rng = np.random.default_rng(0)
+    rates = rng.uniform(size=20_000)
+    pair = drawn(rng, shifted(rates, 0.7), 1), drawn(rng, rates, 1)
+    assert tuple(share_difference_interval(*pair)) == pytest.approx(tuple(difference_interval(*pair)), abs=2e-5)
+
+
+def with_one_more(differences: list[float], change: float) -> tuple[list[float], list[float]]:
+    every = [*differences, change]
+    return [max(d, 0.0) for d in every], [max(-d, 0.0) for d in every]
+
+
+@pytest.mark.parametrize("size", [0.01, 0.125, 0.25, 1.0])
+def test_a_small_loss_says_no_more_for_a_policy_than_no_loss(size):
+    differences = [0.25] * 11 + [0.0] * 48
+    none, one = (share_difference_interval(*with_one_more(differences, -each)) for each in (0.0, size))
+    assert one.value < none.value
+    assert one.low < none.low
+
+
+def test_a_loss_next_to_nothing_leaves_the_interval_as_it_is():
+    differences = [0.25] * 11 + [0.0] * 48
+    none, one = (share_difference_interval(*with_one_more(differences, -each)) for each in (0.0, 1e-6))
+    assert tuple(one) == pytest.approx(tuple(none), abs=1e-6)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    changed=st.lists(st.sampled_from([n / 8 for n in range(-4, 9)]) | st.floats(-1, 1), min_size=1, max_size=20),
+    most_ties=st.integers(0, 80),
+    loss=st.sampled_from([1e-4, 0.01, 0.125, 0.25, 0.5, 1.0]),
+)
+def test_a_tie_that_turns_into_a_loss_makes_no_difference_significant(changed, most_ties, loss):
+    # As many ties as make the difference just insignificant: where a bound that rises would show.
+    for num_ties in range(most_ties + 1):
+        differences = [*changed, *[0.0] * num_ties]
+        if share_difference_interval(*with_one_more(differences, 0.0)).low <= 0.0:
+            assert share_difference_interval(*with_one_more(differences, -loss)).low <= 0.0
+            break
+
+
 def test_a_shift_that_is_the_same_everywhere_is_known_exactly_by_pairing():
     difference = difference_interval([12.0, 30.0, 51.0], [10.0, 28.0, 49.0])
     assert tuple(difference) == (2.0, 2.0, 2.0)
@@ -115,6 +170,8 @@ def test_what_is_no_share_and_what_is_no_pair_is_refused():
         share_interval([0.5, 1.5])
     with pytest.raises(ValueError, match="got 2 and 1 values"):
         difference_interval([1.0, 2.0], [1.0])
+    with pytest.raises(ValueError, match="from 0 to 1"):
+        share_difference_interval([1.5], [0.0])
     with pytest.raises(ValueError, match="confidence = 1"):
         mean_interval([1.0], confidence=1)
 

@@ -94,7 +94,9 @@ def decided(config: TemperatureConfig, means: Mapping[float, float], *, spread: 
     for step in range(4):
         schedule.observe(step, 0.5)
     measured = {
-        t: Measured({f"p{index}": mean + spread * (-1) ** (index + number) for index in range(400)})
+        t: Measured(
+            {f"p{index}": mean + spread * (-1) ** (index + number) for index in range(400)}, num_rollouts=16_000
+        )
         for number, (t, mean) in enumerate(means.items())
     }
     schedule.decide(3, measured)
@@ -110,7 +112,8 @@ def test_the_adaptive_temperature_asks_after_its_window_and_again_after_its_cool
             wanted = schedule.wants_rollouts({})
             assert wanted == {1.0: 16, 1.1: 16}
             asked.append(step)
-            schedule.decide(step, {t: Measured({f"p{index}": 1.5 - t for index in range(20)}) for t in wanted})
+            measured = {t: Measured({f"p{index}": 1.5 - t for index in range(20)}, num_rollouts=16) for t in wanted}
+            schedule.decide(step, measured)
     assert asked == [3, 6]
 
 

@@ -155,6 +155,19 @@ def test_ifeval_is_asked_as_it_stands_and_nulls_among_its_arguments_are_none(tmp
     assert verdict(problems_of("ifeval", path)[0], "x") == verdict(problem, "x") == 0.0
 
 
+@pytest.mark.parametrize(
+    ("task_id", "expected"),
+    [(None, "row 2: task_id = None"), ("eleven", "row 2: task_id = 'eleven'"), (1.5, "row 2: task_id = 1.5")],
+)
+def test_a_row_of_mbpp_that_belongs_to_no_split_is_named_with_what_to_do(tmp_path, task_id, expected):
+    first, *_ = FEW["mbpp"].read_text(encoding="utf-8").splitlines()
+    path = tmp_path / "mbpp.jsonl"
+    path.write_text(first + "\n" + json.dumps(json.loads(first) | {"task_id": task_id}) + "\n")
+    said = refusal("mbpp", path)
+    assert expected in said
+    assert "give a file in its published form, or set format: rows" in said
+
+
 def test_bfcl_tells_the_functions_and_takes_the_answers_from_their_own_file():
     problem = problems_of("bfcl", FEW["bfcl"])[0]
     assert [message.role for message in problem.messages] == ["system", "user"]

@@ -11,13 +11,13 @@ from tests.test_report import page_of, write_jsonl
 
 
 def outcomes(rate: float) -> list[Outcome]:
-    return [Outcome(f"p{index}", 10, round(10 * rate) + (-1) ** index) for index in range(50)]
+    return [Outcome(f"p{index}", 100, round(100 * rate) + (-1) ** index) for index in range(50)]
 
 
 def decision(*, window: bool = False):
     rates = {1.0: 0.5, 1.2: 0.5, 1.4: 0.3}
-    drawn = {t: Measured.of(outcomes(rate), num_rollouts=10, diversity={"p0": t / 2}) for t, rate in rates.items()}
-    seen = {t: Measured(of_t.scores, effective_fraction=0.123 / t) for t, of_t in drawn.items()}
+    drawn = {t: Measured.of(outcomes(rate), num_rollouts=100, diversity={"p0": t / 2}) for t, rate in rates.items()}
+    seen = {t: Measured(of_t.scores, num_rollouts=100, effective_fraction=0.123 / t) for t, of_t in drawn.items()}
     guard = Guard(max_standard_error=0.1)
     return compare_temperatures(
         drawn,

@@ -186,9 +186,9 @@ COUNTERFACTUAL = {"counterfactual": True, "min_effective_fraction": 0.3, "rollou
 
 
 def test_a_counterfactual_run_draws_the_same_rollouts_and_decides_from_its_window(tmp_path):
-    """A reward that is always 1 costs nothing anywhere: the window is sure of it at every temperature."""
+    """A reward that is always 1 costs nothing anywhere, and a guard of 20 % needs few rollouts to say so."""
     changes = judged_by(tmp_path, "1.0") | {"train.steps": 6}
-    fields = adaptive(window_steps=4, rollouts_per_problem=2).model_dump(mode="json")
+    fields = adaptive(window_steps=4, rollouts_per_problem=2, guard=0.2, max_standard_error=0.1).model_dump(mode="json")
     plain = trained(tmp_path / "plain", **changes, temperature=fields)
     found = trained(tmp_path / "counterfactual", **changes, temperature=fields | COUNTERFACTUAL)
     for step in (1, 2, 3, 4):
@@ -199,6 +199,8 @@ def test_a_counterfactual_run_draws_the_same_rollouts_and_decides_from_its_windo
     assert event["decision"]["chosen"] == 1.1
     assert event["decision"]["plateau"]["steady"] is True
     assert all(0 < reading["effective_fraction"] <= 1 for reading in readings)
+    num_rollouts = sum(len(rollouts_of(found, step=step)) for step in (1, 2, 3, 4))
+    assert [reading["total_rollouts"] for reading in readings] == [num_rollouts] * len(readings)
     assert metrics_of(found)[4]["tokens/temperature"] == 0
     assert metrics_of(plain)[4]["tokens/temperature"] > 0
 
@@ -244,7 +246,7 @@ def test_counterfactual_is_refused_where_tokens_are_left_out(tmp_path):
     [
         ({"kind": "constant", "value": 0.9}, [1.3] * 3 + [0.9] * 2),
         ({"kind": "adaptive", "value": 0.9, "grid": [1.5]}, [1.3] * 5),
-        ({"kind": "diversity", "value": 0.9, "grid": [0.9], "rollouts_per_problem": 2}, [1.3] * 5),
+        ({"kind": "diversity", "value": 0.9, "grid": [1.5], "rollouts_per_problem": 2}, [1.3] * 5),
     ],
     ids=lambda value: value["kind"] if isinstance(value, dict) else "",
 )

@@ -2,6 +2,7 @@
 
 Where a paper is silent the default is ours, and the sentence under the field says so."""
 
+from collections.abc import Sequence
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
@@ -90,6 +91,8 @@ class TemperatureConfig(Section):
             )
         if not self.grid:
             raise ValueError("grid = []: must name at least one temperature to choose from")
+        if len(set(self.grid)) < len(self.grid):
+            raise ValueError(f"grid = {self.grid}: must name each temperature once; drop the second")
         for name, kinds in FIELDS_OF_KINDS.items():
             if self.kind not in kinds:
                 self.refuse_unread(name, because=f"kind is {self.kind}", remedy=f"set kind: {' or '.join(kinds)}")
@@ -102,6 +105,16 @@ class TemperatureConfig(Section):
                 f"{self.rollouts_per_problem}, the first draw; raise it or lower that"
             )
         return self
+
+    def check_something_is_hotter(self, begun_at: Sequence[float]) -> None:
+        """Raises ValueError where a kind that only heats has nothing hotter than any temperature of `begun_at`, at
+        which the run or a stage begins."""
+        heats = self.kind == "diversity" or (self.kind == "adaptive" and self.reference == "current")
+        if heats and max(self.grid) <= min(begun_at):
+            raise ValueError(
+                f"temperature.grid = {self.grid} has nothing above {min(begun_at)}, at which sampling begins, and kind "
+                f"{self.kind} only heats: it would never change; add a hotter one, or set kind: constant"
+            )
 
 
 class ProfileConfig(Section):
@@ -174,6 +187,9 @@ class StageConfig(Section):
         if set(self.mix_tiers) & set(self.tiers):
             both = ", ".join(sorted(set(self.mix_tiers) & set(self.tiers)))
             raise ValueError(f"mix_tiers: {both} is among tiers, so it is practised anyway; drop it from one of them")
+        for name, tiers in (("tiers", self.tiers), ("mix_tiers", self.mix_tiers)):
+            if len(set(tiers)) < len(tiers):
+                raise ValueError(f"{name} = {[str(tier) for tier in tiers]}: must name each tier once; drop the second")
         return self
 
 
@@ -245,6 +261,9 @@ class CurriculumConfig(Section):
         if self.kind == "two_stages":
             if not self.stages:
                 raise ValueError("two_stages needs at least one stage; add one, or set kind: uniform")
+            names = [stage.name for stage in self.stages]
+            if len(set(names)) < len(names):
+                raise ValueError(f"stages are called {names}: each needs a name of its own; rename one")
             for stage in self.stages[:-1]:
                 if stage.steps is None and not stage.until_plateau and stage.until_trivial_fraction is None:
                     raise ValueError(

@@ -4,6 +4,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from curricula import Tier
 from grpo.config.base import Section
 from grpo.config.distributed import DistributedConfig, GuardConfig, WatchdogConfig
 from grpo.config.inputs import ChatConfig, DataConfig, ModelConfig, RewardConfig, RunSection, SamplingConfig, Source
@@ -35,7 +36,7 @@ class EvaluationConfig(Section):
 
     rollouts_per_problem: int = Field(8, ge=1)
     """Rollouts of each held-out problem."""
-    k: list[int] = [1, 8]
+    k: list[int] = Field([1, 8], min_length=1)
     """pass@k is reported for each."""
     temperature: float = Field(1.0, gt=0)
     """Temperature of evaluation, whatever training uses."""
@@ -70,8 +71,9 @@ class EvaluationConfig(Section):
             )
         if not self.checkpoints or len(set(self.checkpoints)) < len(self.checkpoints):
             raise ValueError(f"checkpoints = {self.checkpoints}: name at least one, and each once")
-        if "heldout" in self.sets:
-            raise ValueError("sets: heldout is the name of the held-out problems; give this set another one")
+        for name in ("heldout", "train", "validation"):
+            if name in self.sets:
+                raise ValueError(f"sets: {name} is the name of problems of the section data; give this set another one")
         return self
 
 
@@ -163,6 +165,10 @@ class RunConfig(Section):
         return self
 
     def _check_stages(self) -> None:
+        stages = self.curriculum.stages if self.curriculum.kind == "two_stages" else []
+        first = stages[0].temperature if stages else None
+        own = [stage.temperature for stage in stages[1:] if stage.temperature is not None]
+        self.temperature.check_something_is_hotter([self.temperature.value if first is None else first, *own])
         if not self.curriculum.by_tier:
             kind, remedy = self.curriculum.kind, "set curriculum.kind: two_stages or mixture"
             self.profile.refuse_unread("reuse_steps", because=f"kind is {kind}", remedy=remedy, section="profile")
@@ -174,6 +180,19 @@ class RunConfig(Section):
                 raise ValueError(
                     f"curriculum.stages.{index}.temperature = {stage.temperature} and temperature.kind = "
                     f"{self.temperature.kind!r}, which plans every step: drop one of them"
+                )
+            group_size = stage.group_size or self.train.group_size
+            if (stage.failures_per_group or 0) >= group_size:
+                raise ValueError(
+                    f"curriculum.stages.{index}.failures_per_group = {stage.failures_per_group}: must be below the "
+                    f"stage's group size, {group_size}, or no failure is ever left out; lower it or drop it"
+                )
+            moderate_to = max(self.profile.relabel_rollouts, self.profile.first_rollouts)
+            if stage.tiers == [Tier.extreme] and moderate_to >= self.profile.max_rollouts:
+                raise ValueError(
+                    f"curriculum.stages.{index} practises extreme problems alone, but there are none: by profile's "
+                    f"relabel_rollouts and first_rollouts a first success up to rollout {moderate_to} is moderate, and "
+                    f"max_rollouts = {self.profile.max_rollouts} draws no later one; lower those or raise this"
                 )
             if (stage.max_completion_tokens or 0) > self.sampling.max_completion_tokens:
                 raise ValueError(

@@ -79,14 +79,14 @@ class Console:
             self._profile_began = (time.monotonic(), progress.num_rollouts)
         began, known_rollouts = self._profile_began
         drawn, left = progress.num_rollouts - known_rollouts, progress.left.typical
-        tiers = ", ".join(f"{tier} {count}" for tier, count in progress.tiers.items())
-        tiers += f", {progress.num_without_tier} without a tier" if progress.num_without_tier else ""
+        tiers = ", ".join(f"{tier} {count:,}" for tier, count in progress.tiers.items())
+        tiers += f", {progress.num_without_tier:,} without a tier" if progress.num_without_tier else ""
         seconds_left = (time.monotonic() - began) / drawn * left if drawn else math.nan
-        when = f", about {seconds_left:.0f} s left" if left and drawn else ""
+        when = f", about {seconds_left:,.0f} s left" if left and drawn else ""
         is_last = progress.num_finished == progress.num_problems
         self._now_and_then(
-            f"profile: {progress.num_finished}/{progress.num_problems} problems, {progress.num_rollouts} rollouts "
-            f"(about {left:.0f} left, at most {progress.left.most}){when}; {tiers}",
+            f"profile: {progress.num_finished:,}/{progress.num_problems:,} problems, {progress.num_rollouts:,} "
+            f"rollouts (about {left:,.0f} left, at most {progress.left.most:,}){when}; {tiers}",
             last=is_last,
             done=progress.num_rollouts / max(progress.num_rollouts + left, 1.0),
         )
@@ -110,8 +110,9 @@ class Console:
         self._end_line()
         self._rich.print(table)
 
-    def step(self, metrics: Mapping[str, float]) -> None:
-        """One step of training: where it is, what it earns, how long is left."""
+    def step(self, metrics: Mapping[str, float], *, is_last: bool) -> None:
+        """One step of training: where it is, what it earns, how long is left. `is_last` where training ends with it,
+        which it may before the steps that it was asked for."""
         step = int(metrics["step"])
         if self._first_step is None:
             self._first_step, self._step_started = step, time.monotonic() - metrics["time/step"]
@@ -120,7 +121,8 @@ class Console:
         entropy = f", entropy {metrics['policy/entropy']:.3f}" if "policy/entropy" in metrics else ""
         # Absent when no verdict of the step had a value, as when every group of it is the profile's.
         pass_rate = metrics.get("reward/pass_rate", math.nan)
-        missing = f", {metrics['group/missing']:.0f} groups missing" if metrics.get("group/missing") else ""
+        num_missing = int(metrics.get("group/missing", 0))
+        missing = f", {num_missing} group{'s' if num_missing > 1 else ''} missing" if num_missing else ""
         validation = metrics.get("eval/validation/pass@1")
         self._now_and_then(
             f"train: step {step}/{self._num_steps}, stage {metrics['curriculum/stage']:.0f}, "
@@ -128,7 +130,7 @@ class Console:
             f"length {metrics.get('completion/length_mean', math.nan):.1f}, "
             f"{metrics['throughput/sampled_tokens_per_second']:,.0f} tokens/s, {left:.0f} s left{missing}"
             + (f", validation pass@1 {validation:.3f}" if validation is not None else ""),
-            last=step == self._num_steps,
+            last=is_last,
         )
 
     def results(self, evals: Path, *, report: Path) -> None:
@@ -137,7 +139,7 @@ class Console:
             return
         read = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(evals.glob("*.json"))]
         for of_set in set_tables(in_order(read)):
-            self._rich.print(_results(of_set))
+            self._rich.print(_fitting(of_set, self._rich))
         self._rich.print(f"report: {report}")
 
     def _now_and_then(self, line: str, *, last: bool, done: float | None = None) -> None:
@@ -183,26 +185,46 @@ class Console:
             self._line_is_open = False
 
 
-def _results(of_set: SetTable) -> Table:
-    """A set's scores, what sets each policy apart from the first, and pass@1 of its parts."""
+def _fitting(of_set: SetTable, console: RichConsole) -> Table:
+    """A set's table, with intervals below their numbers where it would be too wide beside them."""
+    table = _results(of_set, separator=" ")
+    if table.__rich_measure__(console, console.options).maximum <= console.width:
+        return table
+    table = _results(of_set, separator="\n")
+    for column in table.columns[1:]:
+        column.no_wrap = True
+    if table.__rich_measure__(console, console.options).minimum > console.width:
+        for column in table.columns:  # too many policies for that: a number is rather broken than left out
+            column.no_wrap, column.overflow = False, "fold"
+    return table
+
+
+def _results(of_set: SetTable, *, separator: str) -> Table:
+    """A set's scores, what sets each policy apart from the first, and pass@1 of its parts.
+
+    `separator` stands between a number and its interval."""
     policies = of_set.policies
     number, rollouts = policies[0]["num_problems"], policies[0]["num_rollouts"]
     table = Table("", title=f"{of_set.name}: {number} problems × {rollouts} rollouts", title_justify="left")
     for policy in policies:
-        table.add_column(f"{policy['name']} (step {policy['step']})", justify="right")
-    _add(table, of_set.scores)
+        table.add_column(f"{policy['name']}{separator}(step {policy['step']})", justify="right")
+    _add(table, of_set.scores, separator=separator)
     if of_set.differences:
         table.add_section()
-        _add(table, of_set.differences, suffix=f" − {of_set.against}")
+        _add(table, of_set.differences, separator=separator, suffix=f" − {of_set.against}")
     for name, lines in of_set.parts:
         table.add_section()
         of_passes = [line for line in lines if "pass@1" in line.name.split()]
-        _add(table, of_passes, prefix=f"{name} ", suffix=f" − {of_set.against}")
+        _add(table, of_passes, separator=separator, prefix=f"{name} ", suffix=f" − {of_set.against}")
     return table
 
 
-def _add(table: Table, lines: Sequence[Line], *, prefix: str = "", suffix: str = "") -> None:
+def _add(table: Table, lines: Sequence[Line], *, separator: str, prefix: str = "", suffix: str = "") -> None:
     for line in lines:
-        shown = [f"{c.number} [{c.interval.replace(' to ', ', ')}]" if isinstance(c, Cell) else c for c in line.cells]
+        shown = [_shown(cell, separator) if isinstance(cell, Cell) else cell for cell in line.cells]
         name = escape(f"{prefix}{line.name}{suffix if line.is_difference else ''}")
         table.add_row(name, *(escape(cell or "–") for cell in shown))
+
+
+def _shown(cell: Cell, separator: str) -> str:
+    return f"{cell.number}{separator}[{cell.interval.replace(' to ', ', ')}]" if cell.interval else cell.number

@@ -14,12 +14,12 @@ MAX_DECISIONS = 60
 # out of its table.
 COLUMNS = (
     ("temperature", "Temperature", ""),
-    ("source", "From", "heldout: rollouts drawn at it; window: rollouts of practice, reweighted"),
+    ("source", "From", "validation: rollouts drawn at it; window: rollouts of practice, reweighted"),
     ("num_problems", "Problems", ""),
-    ("num_rollouts", "Rollouts", "of each problem, drawn for the decision"),
+    ("total_rollouts", "Rollouts", "with a verdict, of all problems"),
     ("mean", "Score", "share of right rollouts, mean over problems"),
     ("difference", "Difference", "mean over problems of the paired difference"),
-    ("standard_error", "s.e.", "standard error of the difference"),
+    ("standard_error", "s.e.", "standard error of the difference, at least that of a loss of the allowed drop"),
     ("difference_lower", "Lower", "one-sided bound of the difference"),
     ("difference_upper", "Upper", "one-sided bound of the difference"),
     ("drop_allowed", "Allowed drop", "how far the lower bound may lie below 0"),
@@ -75,8 +75,7 @@ def _decision(event: Row) -> Row:
 
 
 def _has(reading: Row, name: str) -> bool:
-    # No rollouts were drawn for what the window says.
-    return reading.get(name) is not None and not (name == "num_rollouts" and reading.get("source") == "window")
+    return reading.get(name) is not None
 
 
 def _verdict(reading: Row) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from curricula import Tier
 from grpo.tracking.recorded_run import Row, is_number
 
 LARGE = 10.0
@@ -117,7 +118,8 @@ def _parts(contents: Sequence[Row], compared: Sequence[Row]) -> Iterator[tuple[s
     keys = dict.fromkeys(key for content in contents for key in content if key.startswith("by_") and content[key])
     for key in keys:
         lines: list[Line] = []
-        for part in dict.fromkeys(part for content in contents for part in _mapping(content.get(key))):
+        found_parts = dict.fromkeys(part for content in contents for part in _mapping(content.get(key)))
+        for part in sorted(found_parts, key=_place_of_tier) if key == "by_tier" else found_parts:
             of_part = [_mapping(_mapping(content.get(key)).get(part)) for content in contents]
             others = [_mapping(_mapping(other.get(key)).get(part)) for other in compared]
             number = next((table["num_problems"] for table in of_part if is_number(table.get("num_problems"))), None)
@@ -127,6 +129,12 @@ def _parts(contents: Sequence[Row], compared: Sequence[Row]) -> Iterator[tuple[s
                 found = _lines([_passes(of) for of in metrics], is_difference=is_difference)
                 lines += [Line(f"{title} {line.name}", line.cells) for line in found]
         yield key.removeprefix("by_"), tuple(lines)
+
+
+def _place_of_tier(name: str) -> int:
+    """From the easiest to the unsolved; what is no tier behind them, as it comes."""
+    tiers = [str(tier) for tier in Tier]
+    return tiers.index(name) if name in tiers else len(tiers)
 
 
 def _passes(metrics: Row) -> Row:
