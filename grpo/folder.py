@@ -216,8 +216,9 @@ class RunFolder:
         if all(name.startswith("evaluation.") for name in differing):
             remedy = self._remedy_of_evaluation([phase for phase, names in of_phases.items() if names])
         elif all(name.startswith("profile.") for name in differing):
+            store = self.read_config().profile.folder or self.profile
             remedy = (
-                f"training rests on its profile; set another run.name, with profile.folder={self.profile} to take up "
+                f"training rests on its profile; set another run.name, with profile.folder={store} to take up "
                 "what was drawn there, or `grpo train --fresh` with the config as it was, and then profile again"
                 if "train" in begun
                 else "`grpo profile --resume` with the same fields draws what is missing"

@@ -31,6 +31,7 @@ class Scripted:
     values: dict[str, Sequence[float | None]]
     threshold: float = 1.0
     answers: dict[str, Sequence[str | None]] = field(default_factory=dict)
+    more_tokens: dict[str, int] = field(default_factory=dict)  # of a problem's completions
     asked: list[dict[str, Any]] = field(default_factory=list)
 
     def run(self, attempts: Sequence[Attempts], *, temperature: float, phase: str, step: int) -> Sampled:
@@ -41,13 +42,14 @@ class Scripted:
     def _group(self, wanted: Attempts, temperature: float) -> Group:
         values = self.values[wanted.problem.id]
         assert (wanted.first_attempt, wanted.num_rollouts) == (0, len(values))
+        more = self.more_tokens.get(wanted.problem.id, 0)
         rollouts = tuple(
             Rollout(
                 problem_id=wanted.problem.id,
                 attempt=attempt,
-                token_ids=(1,) * (3 + attempt),
-                action_mask=(False, *(True,) * (2 + attempt)),
-                logprobs=(0.0,) * (3 + attempt),
+                token_ids=(1,) * (3 + attempt + more),
+                action_mask=(False, *(True,) * (2 + attempt + more)),
+                logprobs=(0.0,) * (3 + attempt + more),
                 kept=None,
                 stop_reason=StopReason.END_TOKEN if attempt % 2 else StopReason.LIMIT,
                 temperature=temperature,
@@ -67,7 +69,8 @@ class Scripted:
 def scored(values: dict[str, Sequence[float | None]], *, k: Sequence[int], **options: Any) -> Evaluation:
     threshold = options.pop("threshold", 1.0)
     problems = options.pop("problems", None) or [problem(name) for name in values]
-    scripted: Any = Scripted(values, threshold=threshold, answers=options.pop("answers", {}))
+    more_tokens = options.pop("more_tokens", {})
+    scripted: Any = Scripted(values, threshold=threshold, answers=options.pop("answers", {}), more_tokens=more_tokens)
     num_rollouts = len(next(iter(values.values())))
     return evaluate(
         scripted,
@@ -100,6 +103,13 @@ def test_pass_at_k_and_avg_at_k_are_those_that_one_counts_by_hand():
     assert result.scores == {"one": 0.25, "all": 1.0, "none": 0.0, "half": 0.5}
     assert result.overall.num_problems == 4
     assert (result.truncated_fraction, result.mean_tokens, result.without_value) == (0.5, 3.5, 0)
+
+
+def test_an_interval_of_lengths_does_not_go_below_none():
+    # Lengths 2 and 10: mean 6, s / sqrt(2) = 4, and t of 1 degree is 12.706: 6 - 50.8 would be the lower bound.
+    tokens = scored({"a": [1], "b": [1]}, k=[1], more_tokens={"b": 8}).overall.metrics["mean_tokens"]
+    assert (tokens.value, tokens.low) == (6.0, 0.0)
+    assert tokens.high == pytest.approx(6 + 12.7062 * 4, abs=1e-3)
 
 
 def test_a_graded_reward_passes_from_its_threshold_on_and_averages_as_it_is():

@@ -122,13 +122,15 @@ class Console:
         # Absent when no verdict of the step had a value, as when every group of it is the profile's.
         pass_rate = metrics.get("reward/pass_rate", math.nan)
         num_missing = int(metrics.get("group/missing", 0))
+        num_reused = int(metrics.get("group/reused", 0))
+        reused = f", {num_reused} group{'s' if num_reused > 1 else ''} of the profile" if num_reused else ""
         missing = f", {num_missing} group{'s' if num_missing > 1 else ''} missing" if num_missing else ""
         validation = metrics.get("eval/validation/pass@1")
         self._now_and_then(
             f"train: step {step}/{self._num_steps}, stage {metrics['curriculum/stage']:.0f}, "
             f"pass rate {pass_rate:.3f}, temperature {metrics['sampling/temperature']:.2f}{entropy}, "
             f"length {metrics.get('completion/length_mean', math.nan):.1f}, "
-            f"{metrics['throughput/sampled_tokens_per_second']:,.0f} tokens/s, {left:.0f} s left{missing}"
+            f"{metrics['throughput/sampled_tokens_per_second']:,.0f} tokens/s, {left:.0f} s left{reused}{missing}"
             + (f", validation pass@1 {validation:.3f}" if validation is not None else ""),
             last=is_last,
         )
