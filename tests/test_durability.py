@@ -232,8 +232,8 @@ def signalled(number: signal.Signals, *, during: str, when: Callable[[Any], bool
     original = getattr(Console, during)
     sent: list[int] = []
 
-    def tells(self: Console, told: Any) -> None:
-        original(self, told)
+    def tells(self: Console, told: Any, **options: Any) -> None:
+        original(self, told, **options)
         if when(told) and not sent:
             sent.append(number)
             for _ in range(times):
