@@ -93,7 +93,8 @@ def test_two_ranks_draw_the_tokens_of_one_and_come_to_the_same_tiers(one_rank, t
     assert practised[0] == practised[1]
     for alone, together in zip(*(read_jsonl(run / "metrics.jsonl") for run in (one_rank, two_ranks)), strict=True):
         assert together.keys() == alone.keys()
-        for name in ("optim/grad_norm", "policy/entropy", "optim/tokens", "reward/mean", "group/dropped_fraction"):
+        names = {"optim/grad_norm", "policy/entropy", "optim/tokens", "reward/mean", "group/dropped_fraction"}
+        for name in names & alone.keys():  # a step whose groups are all the profile's has no reward of its own
             assert together[name] == pytest.approx(alone[name], rel=1e-3), name
 
 
@@ -183,8 +184,8 @@ def test_a_killed_run_of_sharded_weights_ends_as_if_it_never_was_and_goes_on_rep
     for name in ("policy.safetensors", "optimizer.pt"):
         step = Path("checkpoints", "step_000008", name)
         assert (run / step).read_bytes() == (expected / step).read_bytes(), name
-    assert [row["reward/mean"] for row in read_jsonl(run / "metrics.jsonl")] == [
-        row["reward/mean"] for row in read_jsonl(expected / "metrics.jsonl")
+    assert [row.get("reward/mean") for row in read_jsonl(run / "metrics.jsonl")] == [
+        row.get("reward/mean") for row in read_jsonl(expected / "metrics.jsonl")
     ]
     more = small_run_file(tmp_path / "killed", **changes, **{"train.steps": 9})
     assert grpo("train", more, "--resume", "distributed.strategy=ddp") == 0
