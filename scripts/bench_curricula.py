@@ -160,7 +160,7 @@ KNOWING_NOTHING: dict[str, Callable[[Sequence[str], int], Curriculum]] = {
 
 
 def yield_of(curriculum: Curriculum, *, rates: dict[str, float], seed: int) -> tuple[float, float, int]:
-    """Share of the groups that are kept (with variance, up to 32 a step), share of the 32 wanted that a step got, problems with such a group."""
+    """Share of the groups that are kept (32 a step, with variance), of the 32 wanted those kept, problems with one."""
     random = np.random.Generator(np.random.PCG64(seed))
     num_groups = num_kept = 0
     useful: set[str] = set()
