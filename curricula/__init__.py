@@ -54,7 +54,7 @@ from curricula.profiling import (
     expected_rollouts_left,
     wave_boundaries,
 )
-from curricula.refill import refill_size
+from curricula.refill import next_wave
 from curricula.shards import Record
 from curricula.stages import StageRule, TwoStages
 from curricula.store import ProfileStore, TierRow, tier_table
@@ -113,13 +113,13 @@ __all__ = [
     "holm",
     "label_errors",
     "majority_at_k",
+    "next_wave",
     "no_success_interval",
     "paired_difference",
     "paired_t_interval",
     "pass_at_k",
     "pass_hat_k",
     "ratio_interval",
-    "refill_size",
     "reweight",
     "tier_intervals",
     "tier_table",

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from curricula import Curriculum, refill_size
+from curricula import Curriculum, next_wave
 from grpo.distributed.world import World
 from grpo.rollout import Attempts, Rollouts, is_too_much_lost
 from grpo.stock import Stock
@@ -109,10 +109,13 @@ class Collector:
         given: Counter[str] = Counter()
         waves, sampled_tokens, refill_tokens = 0, 0, 0
         sampling_seconds, reward_seconds = 0.0, 0.0
-        while size := refill_size(
-            wanted, kept=_num_varied(groups), asked=len(groups), waves_done=waves, max_waves=self._max_waves
+        while asked := next_wave(
+            self._curriculum,
+            num_wanted=wanted,
+            tried=[(group.problem.id, not group.degenerate) for group in groups],
+            waves_done=waves,
+            max_waves=self._max_waves,
         ):
-            asked = self._curriculum.next(size)
             stocked = self._stocked(asked) if step < self._reuse_steps else {}
             attempts = self._attempts(asked, stocked, given)
             drawn: list[Group] = []
@@ -171,7 +174,3 @@ class Collector:
                 if group is not None:
                     found[place] = group
         return self._world.broadcast(found)
-
-
-def _num_varied(groups: Sequence[Group]) -> int:
-    return sum(not group.degenerate for group in groups)

@@ -33,7 +33,7 @@ from curricula import (
     TwoStages,
     Uniform,
     Weighted,
-    refill_size,
+    next_wave,
 )
 
 REQUESTS = (32, 10, 5)
@@ -165,20 +165,17 @@ def yield_of(curriculum: Curriculum, *, rates: dict[str, float], seed: int) -> t
     num_groups = num_kept = 0
     useful: set[str] = set()
     for _ in range(80):
-        kept: list[str] = []
-        num_asked = 0
-        for wave in range(3):
-            size = refill_size(32, kept=len(kept), asked=num_asked, waves_done=wave, max_waves=3)
-            if not size:
-                break
-            num_asked += size
-            chosen = curriculum.next(size)
+        tried: list[tuple[str, bool]] = []
+        waves = 0
+        while chosen := next_wave(curriculum, num_wanted=32, tried=tried, waves_done=waves, max_waves=3):
             outcomes = [Outcome(name, 16, int(random.binomial(16, rates[name]))) for name in chosen]
             curriculum.observe(outcomes)
-            kept += [outcome.problem_id for outcome in outcomes if 0 < outcome.num_correct < 16]
-            num_groups += size
+            tried += [(outcome.problem_id, 0 < outcome.num_correct < 16) for outcome in outcomes]
+            waves += 1
         curriculum.end_step()
-        num_kept += min(len(kept), 32)
+        kept = [problem_id for problem_id, varied in tried if varied][:32]
+        num_groups += len(tried)
+        num_kept += len(kept)
         useful |= set(kept)
     return num_kept / num_groups, num_kept / (80 * 32), len(useful)
 

@@ -6,9 +6,11 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from curricula.curriculum import Uniform
 from curricula.mixture import Mixture
+from curricula.online import Online
 from curricula.plateau import PlateauRule
-from curricula.refill import refill_size
+from curricula.refill import next_wave
 from curricula.stages import StageRule, TwoStages
 from curricula.tiers import MoveRule, RunningRates, moved_tier
 from curricula.types import Outcome, Tier
@@ -176,31 +178,59 @@ def test_a_group_weighs_half_as_much_a_half_life_later():
     assert rates.rate(0) == before
 
 
-def test_a_refill_asks_for_what_should_hold_the_missing_groups_until_its_waves_are_used_up():
-    def size(kept, asked, waves, *, most=3):
-        return refill_size(32, kept=kept, asked=asked, waves_done=waves, max_waves=most)
+def wave_size(kept: int, asked: int, waves: int, *, most: int = 3) -> int:
+    """Problems of the next wave of a step of 32 that has kept so many groups of those asked for."""
+    curriculum = Uniform([f"p{index}" for index in range(1000)], seed=0)
+    tried = [(name, place < kept) for place, name in enumerate(curriculum.next(asked) if asked else [])]
+    return len(next_wave(curriculum, num_wanted=32, tried=tried, waves_done=waves, max_waves=most))
 
-    assert size(0, 0, 0) == 32
-    assert size(20, 32, 1) == math.ceil(12 * 34 / 21) == 20  # 12 are missing, and 21 of 34 teach
-    assert size(31, 32, 1) == 2
-    assert size(4, 32, 1) == 4 * 32  # 28 · 34 / 5 = 191 would be a guess at most
-    assert size(0, 32, 1) == 4 * 32
-    assert (size(32, 32, 1), size(33, 40, 1)) == (0, 0)
-    assert (size(30, 60, 3), size(20, 32, 1, most=1)) == (0, 0)
-    for wrong in ({"max_waves": 0}, {"kept": 3, "asked": 2}, {"waves_done": -1}):
-        with pytest.raises(ValueError, match="refill needs"):
-            refill_size(32, **({"kept": 0, "asked": 0, "waves_done": 0, "max_waves": 1} | wrong))
+
+def test_a_refill_asks_for_what_should_hold_the_missing_groups_until_its_waves_are_used_up():
+    assert wave_size(0, 0, 0) == 32
+    assert wave_size(20, 32, 1) == math.ceil(12 * 34 / 21) == 20  # 12 are missing, and 21 of 34 teach
+    assert wave_size(31, 32, 1) == 2
+    assert wave_size(4, 32, 1) == 4 * 32  # 28 · 34 / 5 = 191 would be a guess at most
+    assert wave_size(0, 32, 1) == 4 * 32
+    assert (wave_size(32, 32, 1), wave_size(33, 40, 1)) == (0, 0)
+    assert (wave_size(30, 60, 3), wave_size(20, 32, 1, most=1)) == (0, 0)
+    for wrong in ({"num_wanted": 0}, {"max_waves": 0}, {"waves_done": -1}):
+        with pytest.raises(ValueError, match="a wave needs"):
+            next_wave(
+                Uniform(["a"], seed=0), **({"num_wanted": 32, "tried": [], "waves_done": 0, "max_waves": 1} | wrong)
+            )
+
+
+def test_a_refill_is_sized_by_those_it_is_drawn_from():
+    names = [f"p{index:03d}" for index in range(100)]
+    curriculum = Online(names, seed=0, moves=MoveRule(min_observations=1, check_every_epochs=1))
+    # Half of the problems teach; the others are trivial, and after an epoch all of these are due at once.
+    outcomes = [Outcome(name, 8, 4 if index < 50 else 8) for index, name in enumerate(names)]
+    for told in (outcomes, outcomes[:50]):
+        curriculum.next(100)
+        curriculum.observe(told)
+        curriculum.end_step()
+    first = next_wave(curriculum, num_wanted=16, tried=[], waves_done=0, max_waves=2)
+    tried = [(name, int(name[1:]) < 50) for name in first]
+    assert sum(varied for _, varied in tried) == 8  # half of the first request looks at those that rested
+    refill = next_wave(curriculum, num_wanted=16, tried=tried, waves_done=1, max_waves=2)
+    # 8 are missing and 9 of 10 moderate ones teach, so 9 should do; all 16 groups alike would ask for 16.
+    assert len(refill) == 9
+    assert all(int(name[1:]) < 50 for name in refill)
 
 
 @pytest.mark.parametrize(("share", "most_missing"), [(0.1, 0.2), (0.3, 0.05), (0.8, 0.05)])
 def test_two_refills_fill_nearly_every_step_whatever_share_of_groups_teaches(share, most_missing):
     random = np.random.Generator(np.random.PCG64(0))
+    curriculum = Uniform([f"p{index}" for index in range(1000)], seed=0)
     missing = 0
     for _ in range(400):
-        kept = asked = waves = 0
-        while wave := refill_size(16, kept=kept, asked=asked, waves_done=waves, max_waves=3):
-            kept, asked, waves = kept + int(random.binomial(wave, share)), asked + wave, waves + 1
-        missing += max(0, 16 - kept)
+        tried: list[tuple[str, bool]] = []
+        waves = 0
+        while wave := next_wave(curriculum, num_wanted=16, tried=tried, waves_done=waves, max_waves=3):
+            tried += [(name, bool(random.random() < share)) for name in wave]
+            waves += 1
+        curriculum.end_step()
+        missing += max(0, 16 - sum(varied for _, varied in tried))
     assert missing / (400 * 16) < most_missing
 
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from curricula import refill_size
+from curricula import next_wave
 from grpo import checkpoint, practice, trainer, update
 from grpo.batch import MicroBatch
 from grpo.config import RunConfig
@@ -273,22 +273,23 @@ def test_degenerate_groups_are_replaced_in_fixed_waves_in_problem_order(tmp_path
     waves_seen = set()
     for step in range(1, 5):
         groups = groups_of(rollouts_of(run, step=step), size=8)
-        asked, kept = [], 0
+        asked, tried = [], []
         waves = 0
-        while size := refill_size(4, kept=kept, asked=len(asked), waves_done=waves, max_waves=3):
-            asked += curriculum.next(size)
+        while wave := next_wave(curriculum, num_wanted=4, tried=tried, waves_done=waves, max_waves=3):
+            asked += wave
             waves += 1
-            kept = sum(len({row["reward"] for row in group}) > 1 for group in groups[: len(asked)])
+            varied = [len({row["reward"] for row in group}) > 1 for group in groups[: len(asked)]]
+            tried = list(zip(asked, varied, strict=True))
         curriculum.end_step()
         waves_seen.add(waves)
         assert [group[0]["problem_id"] for group in groups] == asked
-        varied = [group for group in groups if len({row["reward"] for row in group}) > 1]
+        teaching = [group for group, is_varied in zip(groups, varied, strict=True) if is_varied]
         for group in groups:
             # The first four that teach something, in problem order, are trained on.
-            assert all((row["advantage"] is not None) == (group in varied[:4]) for row in group)
+            assert all((row["advantage"] is not None) == (group in teaching[:4]) for row in group)
         row = metrics_of(run)[step - 1]
         assert row["sampling/waves"] == waves
-        assert row["group/zero_std_fraction"] == pytest.approx(1 - kept / len(groups))
+        assert row["group/zero_std_fraction"] == pytest.approx(1 - sum(varied) / len(groups))
     assert max(waves_seen) > 1
 
 
