@@ -23,7 +23,7 @@ def splitmix(seed: int, number: int) -> int:
 
 def noise(keys: list[int], positions: list[int], *, vocabulary: int) -> Tensor:
     signed_keys = torch.tensor([signed(k) for k in keys])
-    return gumbel(signed_keys, torch.tensor(positions), vocabulary=vocabulary)
+    return gumbel(signed_keys, torch.tensor(positions), count=vocabulary)
 
 
 def keys_of(number: int) -> list[int]:
@@ -114,7 +114,7 @@ def test_the_largest_sum_comes_as_often_as_the_probability_says():
     """Gumbel-max draws from softmax(logits): chi-square with 9 degrees of freedom is above 34 once in 10,000."""
     number = 100_000
     logits = torch.arange(10) / 2.0
-    drawn = gumbel(torch.arange(number) * 2_654_435_761 - 2**47, torch.zeros(number, dtype=torch.long), vocabulary=10)
+    drawn = gumbel(torch.arange(number) * 2_654_435_761 - 2**47, torch.zeros(number, dtype=torch.long), count=10)
     counts = (logits + drawn).argmax(dim=1).bincount(minlength=10)
     expected = number * logits.softmax(0)
     assert float(((counts - expected) ** 2 / expected).sum()) < 34
@@ -185,7 +185,7 @@ def test_drawn_tokens_flip_as_often_as_the_exact_chance_says():
     logits = spread(96, generator)
     moved = logits + 3e-3 * (2 * torch.rand(96, generator=generator) - 1)
     number = 60_000
-    drawn = gumbel(torch.arange(number) * 7919, torch.zeros(number, dtype=torch.long), vocabulary=96)
+    drawn = gumbel(torch.arange(number) * 7919, torch.zeros(number, dtype=torch.long), count=96)
     flips = int(((logits + drawn).argmax(1) != (moved + drawn).argmax(1)).sum())
     expected = number * flips_of_gumbel_max(logits, moved)
     assert expected > 20

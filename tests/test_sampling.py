@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from grpo.batch import TrainedRollout, micro_batches
@@ -14,6 +15,7 @@ from grpo.model import base_of, load_tokenizer
 from grpo.policy import Policy
 from grpo.sampling import rows
 from grpo.sampling.cache import SlotCache
+from grpo.sampling.drawing import BLOCK_TOKENS
 from grpo.sampling.native import NativeSampler
 from grpo.sampling.noise import gumbel, signed
 from grpo.sampling.protocol import Completion, Request
@@ -147,7 +149,8 @@ def widest_tie(
             ids = torch.tensor([request.prompt_ids + pair[0][:at]])
             with torch.no_grad():
                 logits = policy.head(policy.hidden(ids)[:, -1]).float() / request.temperature  # [1, V]
-            noise = gumbel(torch.tensor([signed(noise_key)]), torch.tensor([at]), vocabulary=logits.shape[-1])
+            assert logits.shape[-1] <= BLOCK_TOKENS  # one block, so that the only round is among its tokens
+            noise = gumbel(torch.tensor([signed(noise_key)]), torch.tensor([at]), count=logits.shape[-1])
             sums = (logits + noise)[0]
             widest = max(widest, float(sums.max() - min(sums[pair[0][at]], sums[pair[1][at]])))
     return widest
@@ -288,11 +291,10 @@ def test_a_completion_ends_at_the_first_token_with_which_its_text_holds_the_stop
         tokenizer=text,
     )
 
-    def scripted(keys: torch.Tensor, positions: torch.Tensor, *, vocabulary: int) -> torch.Tensor:
-        wanted = torch.tensor(script)[positions.clamp(max=len(script) - 1)]
-        return 1e6 * torch.nn.functional.one_hot(wanted, vocabulary)
+    def scripted(logits: Tensor, *, keys: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.tensor(script)[positions.clamp(max=len(script) - 1)], torch.zeros(len(logits))
 
-    monkeypatch.setattr(rows, "gumbel", scripted)
+    monkeypatch.setattr(rows, "draw_tokens", scripted)
     (completion,) = sampler.sample([Request((3,), (1,), 1.0)])
     shortest = next(n for n in range(1, len(script) + 1) if stop in text.decode(script[:n]))
     assert completion.token_ids == tuple(script[:shortest])

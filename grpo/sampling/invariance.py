@@ -10,15 +10,16 @@ from torch import Tensor
 from grpo.config import SamplingConfig
 from grpo.model import max_positions
 from grpo.policy import Policy
+from grpo.sampling.prefixes import SHARED_TOKENS
 from grpo.sampling.protocol import Request
 from grpo.sampling.rows import LEAST_WIDTH_TOKENS, MIN_ROWS, Prefix, Rows
 
 NUM_STEPS = 3
 MOST_ROWS = 64  # of a layout that is looked at; more would take long where the model is large
-COMPARED_TOKENS = (2, 9, 15)
-"""Prompts whose logits are compared: shorter than a vector register, a little longer, and a whole prefill."""
-NEIGHBOUR_TOKENS = (5, 14, LEAST_WIDTH_TOKENS + 9)
-"""Prompts beside them: of the same padded length, but for one that makes attention wider."""
+COMPARED_TOKENS = (2, 9, 15, SHARED_TOKENS + 6)
+"""Prompts whose logits are compared: shorter than a vector register, a little longer, a whole prefill, a shared one."""
+NEIGHBOUR_TOKENS = (5, 14, LEAST_WIDTH_TOKENS + 9, SHARED_TOKENS + 9)
+"""Prompts beside them: of the same padded length; one that makes attention wider, a shared one."""
 
 
 @torch.no_grad()
@@ -48,7 +49,7 @@ def verdict(gap: float) -> str:
 
 
 def _decoded(policy: Policy, config: SamplingConfig, *, num_rows: int, is_crowded: bool) -> list[Tensor]:
-    """Logits [3, V] of each decode of the compared prompts, float32, and last their log-probs [3, NUM_STEPS]."""
+    """Logits [C, V] of each decode of the C compared prompts, float32, and last their log-probs [C, NUM_STEPS]."""
     config = config.model_copy(update={"max_completion_tokens": NUM_STEPS})
     neighbours = [_request(length, policy) for length in NEIGHBOUR_TOKENS] if is_crowded else []
     compared = [_request(length, policy) for length in COMPARED_TOKENS]

@@ -13,8 +13,9 @@ from transformers import PreTrainedTokenizerBase
 
 from grpo.config import SamplingConfig
 from grpo.errors import ConfigError
-from grpo.model import base_of
+from grpo.model import base_of, max_positions
 from grpo.policy import Policy
+from grpo.sampling.prefixes import SHARED_TOKENS
 from grpo.sampling.protocol import Completion, Request
 from grpo.sampling.rows import MIN_ROWS, Prefix, Rows
 from grpo.steering import Steering
@@ -23,6 +24,13 @@ from grpo.types import StopReason
 # Share of the logits' spread by which a decode may differ from a forward: above rounding (in bfloat16 0.03 at 28
 # layers), below what a wrong mask or position does to a model with opinions.
 DECODING_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
+
+
+CHECKED_TOKENS = (3, 12, SHARED_TOKENS + 9)
+"""Prompts by which decoding is checked: two of one prefill, and one that is stored apart."""
+MOST_CHECKED_TOKENS = 1024
+LOOK_STEPS = {"cuda": 8}
+"""Decodes between two looks at which rows are done. A look waits for a GPU; on a CPU it costs nothing."""
 
 
 class NativeSampler:
@@ -44,6 +52,7 @@ class NativeSampler:
         self._policy = policy
         self._config = config
         self._end_token_ids = torch.tensor(end_token_ids, device=policy.device)
+        self._end_tokens = frozenset(end_token_ids)
         self._tokenizer = tokenizer
         self._on_progress = on_progress
         may_stop = _tokens_that_may_stop(tokenizer, config.stop_strings, vocabulary=policy.vocabulary)
@@ -74,6 +83,9 @@ class NativeSampler:
         least_free = max(1, limit // 4)
         rows = Rows(MIN_ROWS, config=self._config, policy=self._policy)
         held: Prefix | None = None
+        # A stop string is looked for in the text, which is here.
+        look_steps = 1 if self._may_stop is not None else LOOK_STEPS.get(self._policy.device.type, 1)
+        steps = 0
         while waiting.may_have_more or rows.num_active:
             num_free = limit - rows.num_active
             if not waiting.queue and num_free >= least_free:
@@ -84,9 +96,13 @@ class NativeSampler:
             if not rows.num_active:
                 continue
             tokens = rows.draw(rows.logits())
+            rows.end(torch.isin(tokens, self._end_token_ids))
             self._on_progress()
-            for row in self._finished_rows(rows, tokens):
-                yield rows.leave(row, self._stop_reason(rows, row))
+            steps += 1
+            if steps % look_steps:
+                continue
+            for row, stop_reason in self._finished_rows(rows, tokens):
+                yield rows.leave(row, stop_reason)
             if not waiting.may_have_more:
                 rows.pack()
 
@@ -111,25 +127,19 @@ class NativeSampler:
                 still = prefix if request == cut else still
         return still
 
-    def _finished_rows(self, rows: Rows, tokens: Tensor) -> list[int]:
-        ended = torch.isin(tokens, self._end_token_ids)  # [R]
-        done = rows.active & (ended | (rows.num_drawn >= rows.limit_tokens))
+    def _finished_rows(self, rows: Rows, tokens: Tensor) -> list[tuple[int, StopReason]]:
+        """Rows that are done, in order; `tokens` [R] are the last drawn, which may have completed a stop string."""
+        found = dict.fromkeys(rows.ended(), StopReason.LIMIT)
         if self._may_stop is not None:
-            suspects = (rows.active & ~done & self._may_stop[tokens]).nonzero().flatten().tolist()
-            for row in suspects:
+            for row in (rows.is_owned & self._may_stop[tokens]).nonzero().flatten().tolist():
                 if self._ends_in_stop_string(rows.token_ids(row)):
-                    done[row] = True
-        return list(done.nonzero().flatten().tolist())
-
-    def _stop_reason(self, rows: Rows, row: int) -> StopReason:
-        ids = rows.token_ids(row)
-        if ids[-1] in self._end_token_ids.tolist():
-            return StopReason.END_TOKEN
-        return StopReason.STOP_STRING if self._ends_in_stop_string(ids) else StopReason.LIMIT
+                    found[row] = StopReason.STOP_STRING
+        for row in found:
+            if rows.last_token(row) in self._end_tokens:
+                found[row] = StopReason.END_TOKEN
+        return sorted(found.items())
 
     def _ends_in_stop_string(self, ids: Sequence[int]) -> bool:
-        if not self._config.stop_strings:
-            return False
         # A token holds a byte at least, so a stop string that the last token completes lies within this tail.
         tail = ids[-(max(len(stop.encode()) for stop in self._config.stop_strings) + 1) :]
         text = self._tokenizer.decode(list(tail), skip_special_tokens=False, clean_up_tokenization_spaces=False)
@@ -138,19 +148,24 @@ class NativeSampler:
 
 @torch.no_grad()
 def check_decoding(policy: Policy) -> None:
-    """Decode two rows of unequal length from the cache, and compare with the forward that training scores by.
+    """Decode rows of unequal length from the cache, and compare with the forward that training scores by.
 
     Raises ConfigError where the logits differ or an architecture's own code fails: nothing is sampled wrongly."""
     name = type(base_of(policy.model)).__name__
-    prompts = [tuple((5 * i + 1) % policy.vocabulary for i in range(length)) for length in (3, 12)]
+    context = max_positions(policy.model)
+    lengths = [length for length in CHECKED_TOKENS if context is None or length <= context]
+    prompts = [tuple((5 * i + 1) % policy.vocabulary for i in range(length)) for length in lengths]
+    entered: list[tuple[int, ...]] = []
     try:
         rows = Rows(MIN_ROWS, config=SamplingConfig(max_completion_tokens=1), policy=policy)
-        cache = rows.prefill([prompt[:-1] for prompt in prompts])
-        for source, prompt in enumerate(prompts):
-            request = Request(prompt_ids=prompt, keys=(0,), temperature=1.0)
-            rows.enter([0], request, prefix=Prefix(request=source, cache=cache, source=source))
-        found = rows.logits()[: len(prompts)].float()  # [2, V]
-        expected = torch.cat([_last_logits(policy, prompt) for prompt in prompts]).float()  # [2, V]
+        requests = [Request(prompt_ids=prompt, keys=(0,), temperature=1.0) for prompt in prompts]
+        for batch in rows.prefill_batches(range(len(prompts)), requests, budget_tokens=MOST_CHECKED_TOKENS):
+            cache = rows.prefill([prompts[place][:-1] for place in batch])
+            for source, place in enumerate(batch):
+                rows.enter([0], requests[place], prefix=Prefix(request=place, cache=cache, source=source))
+                entered.append(prompts[place])
+        found = rows.logits()[: len(prompts)].float()  # [C, V]
+        expected = torch.cat([_last_logits(policy, prompt) for prompt in entered]).float()  # [C, V]
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # whatever the code of any architecture raises

@@ -1,4 +1,4 @@
-"""Gumbel noise from a counter: a pure function of (key, position, token), with no generator and no state.
+"""Gumbel noise from a counter: a pure function of (key, position, number), with no generator and no state.
 
 argmax(log p + Gumbel) is a draw from p (Gumbel-max). The noise of a rollout's token never depends on which rows are
 decoded beside it, on how many processes there are, or on where a run was resumed, and a rounding error of δ in the
@@ -13,14 +13,14 @@ _MIX_1 = 0xBF58476D1CE4E5B9 - 2**64
 _MIX_2 = 0x94D049BB133111EB - 2**64
 
 
-def gumbel(keys: Tensor, positions: Tensor, *, vocabulary: int) -> Tensor:
-    """Standard Gumbel noise, float32 [R, V], for `keys` [R] and `positions` [R] (both int64)."""
+def gumbel(keys: Tensor, positions: Tensor, *, count: int) -> Tensor:
+    """Standard Gumbel noise, float32 [R, N], for `keys` [R] and `positions` [R] (both int64): N = `count` numbers."""
     stream = _mixed(keys + (positions + 1) * _GAMMA)  # [R], a stream of its own for each row and position
-    steps = torch.arange(1, vocabulary + 1, device=keys.device) * _GAMMA  # [V]
-    bits = _mixed(stream.unsqueeze(1) + steps)  # [R, V]
+    steps = torch.arange(1, count + 1, device=keys.device) * _GAMMA  # [N]
+    bits = _mixed(stream.unsqueeze(1) + steps)  # [R, N]
     # 40 of the 64 bits, so that small uniforms keep their full relative precision: they decide the largest noise.
-    uniform = (_shifted(bits, 24).float() + 0.5) * 2.0**-40  # [R, V], in (0, 1]
-    exponential = -torch.log1p(-uniform.clamp_(max=1 - 2.0**-24))  # [R, V]
+    uniform = (_shifted(bits, 24).float() + 0.5) * 2.0**-40  # [R, N], in (0, 1]
+    exponential = -torch.log1p(-uniform.clamp_(max=1 - 2.0**-24))  # [R, N]
     return -torch.log(exponential)
 
 

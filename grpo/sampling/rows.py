@@ -8,11 +8,15 @@ the device. What it takes, as measured on an x86 CPU with AVX2, in float32 and b
   vector register is added in another order; and over LEAST_WIDTH_TOKENS at least, since the product of a small head and
   few positions takes another code path;
 - a prefill padded by the prompt's own length: unlike the number of prompts, the padded length is one that products are
-  cut up by."""
+  cut up by;
+- a rule by the prompt's own length for where its keys and values lie: one of SHARED_TOKENS and more is stored once for
+  the rows that continue it, where the model allows it (`shares_prefixes`), and any other in each row's own slot."""
 
 from array import array
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,7 +27,9 @@ from grpo.logprobs import tempered
 from grpo.model import base_of, max_positions
 from grpo.policy import Policy
 from grpo.sampling.cache import SlotCache
-from grpo.sampling.noise import gumbel, signed
+from grpo.sampling.drawing import draw_tokens
+from grpo.sampling.noise import signed
+from grpo.sampling.prefixes import SHARED_TOKENS, attending, shares_prefixes
 from grpo.sampling.protocol import Completion, Request
 from grpo.sampling.restrict import kept_tokens
 from grpo.types import KeptSets, StopReason
@@ -51,9 +57,11 @@ class Rows:
         """`num_rows` free rows, MIN_ROWS at least."""
         self._policy, self._config = policy, config
         device = policy.device
-        self.active = torch.zeros(num_rows, dtype=torch.bool, device=device)
+        self.is_owned = torch.zeros(num_rows, dtype=torch.bool, device=device)  # has a rollout, if a finished one
+        self.active = torch.zeros(num_rows, dtype=torch.bool, device=device)  # draws on
         self.num_drawn = torch.zeros(num_rows, dtype=torch.long, device=device)
-        self._length = torch.zeros(num_rows, dtype=torch.long, device=device)  # tokens in the cache
+        self._length = torch.zeros(num_rows, dtype=torch.long, device=device)  # tokens in the slot
+        self._offset = torch.zeros(num_rows, dtype=torch.long, device=device)  # tokens before them, stored apart
         self._next_input = torch.zeros(num_rows, dtype=torch.long, device=device)
         self._keys = torch.zeros(num_rows, dtype=torch.long, device=device)
         self._temperature = torch.ones(num_rows, device=device)
@@ -67,13 +75,14 @@ class Rows:
         self._grid: Tensor | None = None
         self._grid_logprobs: Tensor | None = None
         self.num_active = 0
-        self._longest = 0  # row, in tokens, known without asking the device
+        self._longest = 0  # slot, in tokens, known without asking the device
         self._cache: SlotCache | None = None
         model_config = base_of(policy.model).config.get_text_config()
-        self._eager = model_config._attn_implementation == "eager"
         self._window: int | None = getattr(model_config, "sliding_window", None)
         self._layer_types = set(getattr(model_config, "layer_types", None) or [])
         self._context_tokens = max_positions(policy.model)
+        self._query_heads = int(model_config.num_attention_heads)
+        self._shares_prefixes = shares_prefixes(policy)
 
     @property
     def num_free(self) -> int:
@@ -83,6 +92,10 @@ class Rows:
     def token_ids(self, row: int) -> list[int]:
         """What `row` has drawn."""
         return list(self._drawn[row, : int(self.num_drawn[row])].tolist())
+
+    def last_token(self, row: int) -> int:
+        """What `row` has drawn last."""
+        return int(self._drawn[row, int(self.num_drawn[row]) - 1])
 
     def prefill(self, prefixes: Sequence[Sequence[int]]) -> DynamicCache:
         """Keys and values of prompts without their last token, in one forward, padded on the right.
@@ -122,16 +135,10 @@ class Rows:
         """Put rollouts `indices` of the prefix's request, `wanted`, into free rows."""
         length = len(wanted.prompt_ids) - 1
         free = [row for row, owner in enumerate(self._owner) if owner is None][: len(indices)]
-        self._longest = max(self._longest, length)
-        if self._cache is None:
-            capacity = _stepped(self._longest + min(self._config.max_completion_tokens, CAPACITY_STEP_TOKENS) + 1)
-            self._cache = SlotCache(prefix.cache, num_rows=len(self._owner), capacity_tokens=capacity)
-        self._make_room(self._longest + 1)
-        self._cache.enter(free, prefix.cache, source=prefix.source, length=length)
-        rows = torch.tensor(free, device=self.active.device)
-        self.active[rows] = True
+        rows = torch.tensor(free, dtype=torch.long, device=self.active.device)
+        self._store(free, rows, prefix, length=length)
+        self.is_owned[rows] = self.active[rows] = True
         self.num_drawn[rows] = 0
-        self._length[rows] = length
         self._next_input[rows] = wanted.prompt_ids[-1]
         self._keys[rows] = torch.tensor([signed(wanted.keys[i]) for i in indices], device=rows.device)
         self._temperature[rows] = wanted.temperature
@@ -151,13 +158,14 @@ class Rows:
         self._make_room(self._longest)
         width = _stepped(self._longest)  # W
         self._cache.write_at(self._length, width=width)
-        hidden = self._policy.hidden(
-            self._next_input.unsqueeze(1),
-            position_ids=self._length.unsqueeze(1),
-            attention_mask=self._attention_mask(width),
-            cache=self._cache,
-            steer_at=self.active.unsqueeze(1),
-        )[:, 0]  # [R, D]
+        with attending(self._policy, self._cache.banks):
+            hidden = self._policy.hidden(
+                self._next_input.unsqueeze(1),
+                position_ids=(self._offset + self._length).unsqueeze(1),
+                attention_mask=self._attention_mask(width),
+                cache=self._cache,
+                steer_at=self.active.unsqueeze(1),
+            )[:, 0]  # [R, D]
         return self._policy.head(hidden)
 
     def draw(self, logits: Tensor) -> Tensor:
@@ -169,8 +177,7 @@ class Rows:
         if kept is not None:
             logits = logits.masked_fill(~kept, -torch.inf)
             self._note_kept(kept)
-        tokens = (logits + gumbel(self._keys, self.num_drawn, vocabulary=logits.shape[-1])).argmax(dim=-1)  # [R]
-        chosen = logits.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(dim=-1)  # [R]
+        tokens, chosen = draw_tokens(logits, keys=self._keys, positions=self.num_drawn)  # [R], [R]
         at = self.num_drawn.clamp(max=config.max_completion_tokens - 1).unsqueeze(1)
         self._drawn.scatter_(1, at, tokens.unsqueeze(1))
         self.logprobs.scatter_(1, at, chosen.unsqueeze(1))
@@ -182,6 +189,14 @@ class Rows:
         self._next_input = tokens
         return tokens
 
+    def end(self, ended: Tensor) -> None:
+        """Draw no more in rows that have `ended` [R] or reached their limit. The host is not asked, nor told."""
+        self.active &= ~(ended | (self.num_drawn >= self.limit_tokens))
+
+    def ended(self) -> list[int]:
+        """Rows whose rollout is done and still here. Waits for the device."""
+        return list((self.is_owned & ~self.active).nonzero().flatten().tolist())
+
     def leave(self, row: int, stop_reason: StopReason) -> Completion:
         """Take the finished rollout out of `row` and free it."""
         owner = self._owner[row]
@@ -192,15 +207,18 @@ class Rows:
             index=owner[1],
             token_ids=tuple(self._drawn[row, :count].tolist()),
             logprobs=tuple(self.logprobs[row, :count].tolist()),
-            kept=KeptSets.of(self._kept[row]) if self._kept[row] else None,
+            # Between two looks at which rows are done, sets are noted that no token was drawn from.
+            kept=KeptSets.of(self._kept[row][:count]) if self._kept[row] else None,
             stop_reason=stop_reason,
             grid_logprobs=self._grid_logprobs_of(row),
         )
         self._owner[row] = None
         self._grids[row] = ()
         self.num_active -= 1
-        self.active[row] = False
-        self._length[row] = 0
+        self.is_owned[row] = self.active[row] = False
+        self._length[row] = self._offset[row] = 0
+        assert self._cache is not None
+        self._cache.leave(row)
         return completion
 
     def narrow(self) -> None:
@@ -211,6 +229,8 @@ class Rows:
         """Have `num_rows` rows at least."""
         missing = num_rows - len(self._owner)
         if missing > 0:
+            if self._cache is not None:
+                self._cache.widen(num_rows)
             self._take(range(len(self._owner)), num_free=missing)
 
     def pack(self) -> None:
@@ -218,23 +238,49 @@ class Rows:
         target = max(MIN_ROWS, self.num_active)
         if not self.num_active or target > 0.75 * len(self._owner):
             return
-        taken = [row for row, owner in enumerate(self._owner) if owner is not None]
-        self._take(taken, num_free=target - len(taken))
+        # The last ones fill the gaps; the others stay where they are.
+        late = deque(row for row in range(target, len(self._owner)) if self._owner[row] is not None)
+        rows = [late.popleft() if self._owner[row] is None and late else row for row in range(target)]
+        assert self._cache is not None
+        self._cache.pack(rows, length=min(self._longest, self._cache.capacity_tokens))
+        self._take(rows, num_free=0)
         self.narrow()
+
+    def _store(self, free: Sequence[int], rows: Tensor, prefix: Prefix, *, length: int) -> None:
+        """Put a prefix of `length` tokens where the rows `free`, also given as a tensor, will read it."""
+        is_shared = self._shares_prefixes and length >= SHARED_TOKENS
+        in_slot = 0 if is_shared else length
+        self._longest = max(self._longest, in_slot)
+        if self._cache is None:
+            self._cache = SlotCache(
+                prefix.cache,
+                num_rows=len(self._owner),
+                capacity_tokens=_stepped(in_slot + min(self._config.max_completion_tokens, CAPACITY_STEP_TOKENS) + 1),
+                query_heads=self._query_heads,
+                dtype=self._policy.dtype,
+            )
+        self._make_room(self._longest + 1)
+        self._length[rows] = in_slot
+        self._offset[rows] = length - in_slot
+        of_prefix: dict[str, Any] = {"source": prefix.source, "length": length}
+        if is_shared:
+            padded = self.padded_tokens(length)
+            self._cache.share(free, prefix.cache, padded=padded, request=prefix.request, **of_prefix)
+        else:
+            self._cache.enter(free, prefix.cache, **of_prefix)
 
     def _take(self, kept: Sequence[int], *, num_free: int) -> None:
         """Go on with the rows `kept`, in that order, and `num_free` free ones after them."""
         # A free row holds a copy of another one, which is never looked at.
         rows = torch.tensor([*kept, *[0] * num_free], device=self.active.device)
-        if self._cache is not None:
-            self._cache.select(rows)
-        for name in ("active", "num_drawn", "_length", "_next_input", "_keys", "_temperature", "limit_tokens"):
+        names = ("_length", "_offset", "_next_input", "_keys", "_temperature", "limit_tokens")
+        for name in ("is_owned", "active", "num_drawn", *names):
             setattr(self, name, getattr(self, name)[rows])
         self._drawn, self.logprobs = self._drawn[rows], self.logprobs[rows]
         if self._grid is not None and self._grid_logprobs is not None:
             self._grid, self._grid_logprobs = self._grid[rows], self._grid_logprobs[rows]
-        self.active[len(kept) :] = False
-        self._length[len(kept) :] = 0
+        self.is_owned[len(kept) :] = self.active[len(kept) :] = False
+        self._length[len(kept) :] = self._offset[len(kept) :] = 0
         self._owner = [*(self._owner[row] for row in kept), *[None] * num_free]
         self._grids = [*(self._grids[row] for row in kept), *[()] * num_free]
         self._kept = [*(self._kept[row] for row in kept), *([] for _ in range(num_free))]
@@ -284,11 +330,9 @@ class Rows:
         return {name: self._for_attention(mask) for name, mask in masks.items()}
 
     def _for_attention(self, mask: Tensor) -> Tensor:
-        mask = mask[:, None, None]
-        if not self._eager:
-            return mask
-        dtype = self._policy.dtype
-        return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
+        # Added to the scores, of one shape for all layers: from a mask of booleans each layer would make its own.
+        mask, dtype = mask[:, None, None], self._policy.dtype
+        return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, torch.finfo(dtype).min)
 
     def _note_kept(self, kept: Tensor) -> None:
         ids = array("i", kept.nonzero()[:, 1].int().cpu().numpy().tobytes())
