@@ -51,6 +51,7 @@ class Sizes:
     num_muon: int  # trainable weights that optim.kind = muon steps by Muon
     largest: int  # elements of the largest trainable weight
     head_copy_bytes: int  # of the copy that model.float32_head makes in each call
+    head_gradient_bytes: int  # of the sum in float32 that a micro-batch makes before the optimizer takes it
     cache_bytes_per_token: int
     vocabulary: int
     context_tokens: int | None
@@ -111,6 +112,7 @@ def sizes_of(model: nn.Module) -> Sizes:
         num_muon=sum(trainable[name].numel() for name in muon_names(model)),
         largest=max(p.numel() for p in trainable.values()),
         head_copy_bytes=head.weight.numel() * FLOAT32_BYTES if copies_head else 0,
+        head_gradient_bytes=sum(p.numel() * FLOAT32_BYTES for p in head.parameters() if p.requires_grad),
         cache_bytes_per_token=2 * text.num_hidden_layers * heads * head_size * base.dtype.itemsize,
         vocabulary=int(head.weight.shape[0]),
         context_tokens=max_positions(model),
@@ -120,12 +122,16 @@ def sizes_of(model: nn.Module) -> Sizes:
 def memory(config: RunConfig, sizes: Sizes, *, strategy: str, num_ranks: int) -> Memory:
     """Bytes of one rank of `num_ranks` under `strategy`, whatever the strategy of `config`."""
     tokens = longest_tokens(config, sizes.context_tokens)
-    chunk_tokens = min(max(1, CHUNK_ELEMENTS // sizes.vocabulary), max(tokens, config.train.tokens_per_micro_batch))
+    on_gpu = config.run.device != "cpu" and torch.cuda.is_available()
+    chunk_elements = CHUNK_ELEMENTS["cuda" if on_gpu else "cpu"]
+    chunk_tokens = min(max(1, chunk_elements // sizes.vocabulary), max(tokens, config.train.tokens_per_micro_batch))
     sampling = {
         "keys and values": config.sampling.max_rows * tokens * sizes.cache_bytes_per_token,
         "logits of a draw": config.sampling.max_rows * sizes.vocabulary * DECODE_BYTES + sizes.head_copy_bytes,
     }
     training = {"logits of a chunk": chunk_tokens * sizes.vocabulary * CHUNK_BYTES + sizes.head_copy_bytes}
+    if strategy != "zero3":  # there the head's weights are gathered for each call, and its gradient is torch's own
+        training["gradient of the head"] = sizes.head_gradient_bytes
     if strategy == "ddp":
         return _replicated(config, sizes, num_ranks, sampling=sampling, training=training)
     return _sharded(config, sizes, num_ranks, strategy=strategy, sampling=sampling, training=training)

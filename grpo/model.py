@@ -17,7 +17,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from grpo import tasks
+from grpo import recompute, tasks
 from grpo.config import LoraConfig, ModelConfig
 from grpo.errors import ConfigError
 from grpo.seeds import torch_seed
@@ -94,7 +94,9 @@ def initial_model(config: ModelConfig, *, tokenizer: PreTrainedTokenizerBase, se
         if config.float32_head:
             _give_float32_head(model)
         if config.activation_checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            model.gradient_checkpointing_enable(
+                gradient_checkpointing_kwargs={"use_reentrant": False, "context_fn": recompute.contexts}
+            )
         with_adapters = model if config.lora is None else _adapted(model, config.lora)
     # Evaluation mode for good: dropout would make the trainer's log-probs differ from the sampler's.
     return with_adapters.eval()

@@ -1,21 +1,28 @@
 """The policy: a causal language model that the sampler and the trainer call through the same two functions.
 
 `hidden` runs the backbone, `head` turns hidden states into logits; sampling is hidden + head on one position a row,
-training is hidden + the chunked log-probs of `grpo.logprobs`. Because both go through here, what the sampler drew
-from is what the trainer scores. Its forward takes a micro-batch and returns log-probs: DDP or ZeRO can wrap it."""
+training is hidden + the chunked loss of `grpo.logprobs`. Because both go through here, what the sampler drew from is
+what the trainer scores. Its forward takes a micro-batch and returns loss and log-probs: DDP or ZeRO can wrap it."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import Cache
 
+from grpo import recompute
 from grpo import steering as steer
+from grpo.attention import packed
 from grpo.batch import MicroBatch
-from grpo.logprobs import chunked_logprobs
+from grpo.logprobs import Choices, LossOf, chunked_logprobs, chunked_loss
 from grpo.model import base_of
+from grpo.packing import Layout, Segment
+
+# Share of the hidden states' spread by which a packed row may differ from rows alone: above rounding, below what a
+# wrong mask or position does.
+PACKING_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
 
 
 class Policy(nn.Module):
@@ -43,7 +50,10 @@ class Policy(nn.Module):
             # Some blocks (OPT's) drop out by a number of their own and their own `training`, not by a module.
             if isinstance(vars(block).get("dropout"), float):
                 vars(block)["dropout"] = 0.0
+        self._text_config = config
+        self.shards_head = False  # set where the head's weights are gathered for each call, and let go after it
         self._compare_with_model()
+        self.packs, self.why_not_packed = self._try_packing()
 
     @property
     def device(self) -> torch.device:
@@ -71,12 +81,16 @@ class Policy(nn.Module):
         attention_mask: Tensor | dict[str, Tensor] | None = None,
         cache: Cache | None = None,
         steer_at: Tensor | None = None,
+        layout: Layout | None = None,
     ) -> Tensor:
         """Final hidden states [B, T, D] of `input_ids` [B, T].
 
         Without a mask, attention is causal and rows are padded on the right. `steer_at` [B, T] bool are the
-        positions whose next token is the policy's own."""
-        with steer.steered(self._blocks[0], self.steering, steer_at):
+        positions whose next token is the policy's own. With a `layout` the input is one packed row, B = 1."""
+        with recompute.kept(
+            lambda: steer.steered(self._blocks[0], self.steering, steer_at),
+            lambda: nullcontext() if layout is None else packed(self._text_config, layout),
+        ):
             output: Any = self._parts[0](
                 input_ids=input_ids,
                 position_ids=position_ids,
@@ -93,20 +107,55 @@ class Policy(nn.Module):
         logits = logits if self._scale == 1 else logits * self._scale
         return logits if self._softcap is None else torch.tanh(logits / self._softcap) * self._softcap
 
-    def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
-        """Log-prob of each action token under the distribution it was drawn from, and its entropy: both [A], nats."""
-        steer_at = batch.predicts_action if self.steering is not None else None
+    def forward(
+        self,
+        batch: MicroBatch,
+        loss_of: LossOf | None = None,
+        *,
+        token_by_token: bool = True,
+        with_entropy: bool = True,
+    ) -> tuple[Tensor | None, Tensor, Tensor | None]:
+        """Loss [], the action tokens' log-probs under the distributions that they were drawn from, and the entropies
+        of these: both [A], nats. The loss alone has a gradient.
+
+        Without `loss_of` there is no loss. `token_by_token` and `with_entropy` as in `grpo.logprobs.chunked_loss`."""
         with self._recomputing():
-            hidden = self.hidden(batch.input_ids, steer_at=steer_at)  # [B, T, D]
-            return chunked_logprobs(
-                hidden[batch.predicts_action],  # [A, D]
-                batch.targets,
-                head=self.head,
+            choices = Choices(
+                hidden=self.action_hidden(batch),
+                targets=batch.targets,
                 temperature=batch.temperature,
-                vocabulary=self.vocabulary,
                 kept=batch.kept,
-                most_tokens=batch.most_actions,
+                vocabulary=self.vocabulary,
             )
+            if loss_of is not None and not self.shards_head:
+                return chunked_loss(
+                    choices,
+                    loss_of,
+                    head=self.head,
+                    head_weights=[weight for weight in self._parts[1].parameters() if weight.requires_grad],
+                    token_by_token=token_by_token,
+                    with_entropy=with_entropy,
+                )
+            logprobs, entropy = chunked_logprobs(
+                choices, head=self.head, with_entropy=with_entropy, most_tokens=batch.most_actions
+            )
+            loss = None if loss_of is None else loss_of(logprobs, slice(0, len(logprobs)))
+            return loss, logprobs.detach(), entropy
+
+    def action_hidden(self, batch: MicroBatch) -> Tensor:
+        """Hidden states [A, D] of the positions whose next token the policy chose."""
+        steers = self.steering is not None
+        if self.packs:
+            hidden = self.hidden(
+                batch.input_ids.unsqueeze(0),
+                position_ids=batch.layout.position_ids.unsqueeze(0),
+                steer_at=batch.predicts_action.unsqueeze(0) if steers else None,
+                layout=batch.layout,
+            )[0]  # [T, D]
+            return hidden[batch.predicts_action]
+        places, real = batch.layout.padded()  # [B, L], [B, L]
+        predicts = batch.predicts_action[places] & real
+        return self.hidden(batch.input_ids[places], steer_at=predicts if steers else None)[predicts]
 
     @contextmanager
     def _recomputing(self) -> Iterator[None]:
@@ -133,3 +182,24 @@ class Policy(nn.Module):
                 f"(off by {gap:.2g}); "
                 "this architecture transforms them in a way that grpo.policy does not know"
             )
+
+    @torch.no_grad()
+    def _try_packing(self) -> tuple[bool, str]:
+        """Whether the model takes a packed row, by doing so, and if not, why."""
+        segments = [Segment(3, (4, 2)), Segment(0, (5,))]
+        layout = Layout(segments, device=self.device)
+        ids = torch.arange(layout.num_tokens, device=self.device) % self.vocabulary  # [T]
+        rows = [[0, 1, 2, 3, 4, 5, 6], [0, 1, 2, 7, 8], [9, 10, 11, 12, 13]]  # places of the same as sequences
+        own = [slice(3, 7), slice(3, 5), slice(0, 5)]
+        try:
+            found = self.hidden(ids.unsqueeze(0), position_ids=layout.position_ids.unsqueeze(0), layout=layout)[0]
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # whatever the code of any architecture raises
+            return False, f"{type(error).__name__}: {error}"
+        alone = torch.cat([self.hidden(ids[row].unsqueeze(0))[0, part] for row, part in zip(rows, own, strict=True)])
+        found = torch.cat([found[3:9], found[9:]])  # [11, D]
+        gap, spread = float((found - alone).float().square().mean().sqrt()), float(alone.float().std())
+        if not gap <= PACKING_TOLERANCE[self.dtype] * spread:
+            return False, f"hidden states off by {gap:.2g}, where they spread by {spread:.2g}"
+        return True, ""

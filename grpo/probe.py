@@ -124,8 +124,9 @@ def measured(config: RunConfig, *, tokens: int, longest: int, device: torch.devi
 
 
 def _loss(policy: Policy, batch: MicroBatch) -> Tensor:
-    logprobs, _ = policy(batch)
-    return (logprobs * batch.weights).sum()
+    loss: Tensor
+    loss, _, _ = policy(batch, lambda logprobs, part: (logprobs * batch.weights[part]).sum())
+    return loss
 
 
 def _batch(policy: Policy, config: RunConfig, *, rows: int, num_tokens: int) -> MicroBatch:
@@ -149,6 +150,7 @@ def _batch(policy: Policy, config: RunConfig, *, rows: int, num_tokens: int) -> 
         limit_tokens=config.sampling.max_completion_tokens,
         aggregation=config.loss.aggregation,
         device=policy.device,
+        shares_prompts=policy.packs,
     )
     return batch
 

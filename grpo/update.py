@@ -16,7 +16,7 @@ from grpo.config import RunConfig
 from grpo.distributed.strategy import Strategy
 from grpo.distributed.world import World
 from grpo.errors import DivergenceError
-from grpo.losses import policy_loss
+from grpo.losses import LossTerms, policy_loss
 from grpo.optim import learning_rate
 from grpo.tracking.metrics import loss_metrics, sampler_metrics
 from grpo.types import Group, Stage, StepStats
@@ -117,6 +117,7 @@ class Updater:
                 limit_tokens=stage.max_completion_tokens,
                 aggregation=config.loss.aggregation,
                 device=world.device,
+                shares_prompts=self._strategy.packs,
                 rank=world.rank,
                 num_ranks=world.size,
             )
@@ -130,7 +131,12 @@ class Updater:
                 before_step = epoch == number == 0
                 for place, batch in enumerate(update):
                     old[number][place] = self._backward(
-                        batch, old[number][place], before_step=before_step, last=place + 1 == len(update), own=own
+                        batch,
+                        old[number][place],
+                        before_step=before_step,
+                        with_entropy=epoch == 0,
+                        last=place + 1 == len(update),
+                        own=own,
                     )
                     world.progress()
                 self._apply(parts[number], stage=stage, step=step, stats=stats)
@@ -147,35 +153,52 @@ class Updater:
     @torch.no_grad()
     def _score(self, batch: MicroBatch, own: StepStats) -> Tensor:
         """The policy's log-probs [A] before the step's first update."""
-        logprobs, _ = self._strategy.forward(batch)
+        _, logprobs, _ = self._strategy.forward(batch, with_entropy=False)
         sampler_metrics(own, batch, policy_logprobs=logprobs)
         self._world.progress()
         return torch.where(batch.stale, batch.sampler_logprobs, logprobs)
 
     def _backward(
-        self, batch: MicroBatch, old_logprobs: Tensor | None, *, before_step: bool, last: bool, own: StepStats
+        self,
+        batch: MicroBatch,
+        old_logprobs: Tensor | None,
+        *,
+        before_step: bool,
+        with_entropy: bool,
+        last: bool,
+        own: StepStats,
     ) -> Tensor:
         """Add one micro-batch's gradient; returns the old log-probs [A], which are its own where none are given."""
-        logprobs, entropy = self._strategy.forward(batch)  # [A], [A]
-        if old_logprobs is None:
-            # What an earlier policy drew is off this one: the ratio, and its clip, are to the policy that drew it.
-            old = torch.where(batch.stale, batch.sampler_logprobs, logprobs.detach())
-        else:
-            old = old_logprobs
-        terms = policy_loss(
-            logprobs,
-            old_logprobs=old,
-            sampler_logprobs=batch.sampler_logprobs,
-            advantages=batch.advantages,
-            rollout_index=batch.rollout_index,
-            weights=batch.weights,
-            config=self._config.loss,
+
+        def terms_of(logprobs: Tensor, part: slice) -> LossTerms:
+            sampler_logprobs = batch.sampler_logprobs[part]
+            if old_logprobs is None:
+                # What an earlier policy drew is off this one: the ratio, and its clip, are to the policy that drew it.
+                old = torch.where(batch.stale[part], sampler_logprobs, logprobs.detach())
+            else:
+                old = old_logprobs[part]
+            return policy_loss(
+                logprobs,
+                old_logprobs=old,
+                sampler_logprobs=sampler_logprobs,
+                advantages=batch.advantages[part],
+                rollout_index=batch.rollout_index[part],
+                weights=batch.weights[part],
+                config=self._config.loss,
+            )
+
+        loss, logprobs, entropy = self._strategy.forward(
+            batch,
+            lambda logprobs, part: terms_of(logprobs, part).loss,
+            token_by_token=self._config.loss.ratio == "token",
+            with_entropy=with_entropy,
         )
-        self._strategy.backward(terms.loss, last=last)
-        loss_metrics(own, terms, entropy=entropy.detach())
+        assert loss is not None
+        self._strategy.backward(loss, last=last)
+        loss_metrics(own, terms_of(logprobs, slice(0, len(logprobs))), entropy=entropy)
         if before_step:
-            sampler_metrics(own, batch, policy_logprobs=logprobs.detach())
-        return old
+            sampler_metrics(own, batch, policy_logprobs=logprobs)
+        return torch.where(batch.stale, batch.sampler_logprobs, logprobs) if old_logprobs is None else old_logprobs
 
     def _apply(self, minibatch: Sequence[list[TrainedRollout]], *, stage: Stage, step: int, stats: StepStats) -> None:
         config = self._config.optim

@@ -202,6 +202,11 @@ def _parts(config: RunConfig, rows: _Rows, *, world: World, console: Console, mu
             on_progress=on_progress,
         )
         console.say(verdict(layout_gap(sampled, config.sampling)))
+    console.say(
+        "training: without padding, and a group's prompt is computed once"
+        if policy.packs
+        else f"training: padded, each rollout with its own prompt ({policy.why_not_packed})"
+    )
     return _Parts(
         policy=policy,
         chat=chat,

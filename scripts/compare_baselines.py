@@ -21,6 +21,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from grpo import recipe as phases
 from grpo.batch import TrainedRollout, micro_batches
@@ -29,6 +30,7 @@ from grpo.distributed.world import World
 from grpo.errors import Interrupted
 from grpo.evaluation import by_column, evaluate
 from grpo.folder import write_json
+from grpo.logprobs import LossOf
 from grpo.optim import Optimizer
 from grpo.recipe import Run
 from grpo.rollout import Attempts
@@ -187,12 +189,18 @@ def supervised_step(run: Run, rollouts: Sequence[Rollout], optimizer: Optimizer,
         limit_tokens=run.config.sampling.max_completion_tokens,
         aggregation="token",
         device=run.policy.device,
+        shares_prompts=run.policy.packs,
     )
     for batch in batches:
-        logprobs, _ = run.policy(batch)
-        optimizer.backward(-(logprobs * batch.weights).sum())
+        loss, _, _ = run.policy(batch, negative_likelihood(batch.weights))
+        optimizer.backward(loss)
     optimizer.update(rate=learning_rate)
     run.rollouts.load_weights()
+
+
+def negative_likelihood(weights: Tensor) -> LossOf:
+    """The loss of maximum likelihood."""
+    return lambda logprobs, part: -(logprobs * weights[part]).sum()
 
 
 def print_table(results: Sequence[Path]) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from grpo.batch import MicroBatch, TrainedRollout, micro_batches, minibatches, trained_rollouts
 from grpo.config import LossConfig
+from grpo.logprobs import LossOf
 from grpo.losses import policy_loss
 from grpo.policy import Policy
 from grpo.steering import Steering
@@ -54,7 +55,11 @@ def trained_of(rollouts: Sequence[Rollout], *, advantage: float = 1.0) -> list[T
 
 
 def split(
-    groups: Sequence[list[TrainedRollout]], *, tokens_per_micro_batch: int, aggregation: str = "token"
+    groups: Sequence[list[TrainedRollout]],
+    *,
+    tokens_per_micro_batch: int,
+    aggregation: str = "token",
+    shares_prompts: bool = True,
 ) -> list[MicroBatch]:
     return micro_batches(
         groups,
@@ -62,6 +67,7 @@ def split(
         limit_tokens=LIMIT_TOKENS,
         aggregation=aggregation,
         device=CPU,
+        shares_prompts=shares_prompts,
     )
 
 
@@ -73,10 +79,11 @@ def random_groups(policy: Policy, *, seed: int = 0) -> list[list[TrainedRollout]
     groups = []
     for index in range(4):
         num_prompt = rng.randrange(1, 13)
+        prompt = tuple(rng.randrange(VOCABULARY) for _ in range(num_prompt))
         rollouts = []
         for _ in range(3):
             num_completion = rng.randrange(1, 25)
-            ids = tuple(rng.randrange(VOCABULARY) for _ in range(num_prompt + num_completion))
+            ids = prompt + tuple(rng.randrange(VOCABULARY) for _ in range(num_completion))
             mask = [False] * num_prompt + [True] * num_completion
             if num_completion > 8:
                 mask[num_prompt + 3 : num_prompt + 6] = [False] * 3
@@ -100,22 +107,29 @@ def scored(policy: Policy, rollout: Rollout, *, noise: float, rng: random.Random
     """The policy's own log-probs with normal noise, as a sampler would have left them."""
     (batch,) = split([trained_of([rollout])], tokens_per_micro_batch=WHOLE)
     with torch.no_grad():
-        own = iter(policy(batch)[0].tolist())
+        own = iter(policy(batch)[1].tolist())
     return tuple(next(own) + rng.gauss(0, noise) if action else 0.0 for action in rollout.action_mask)
 
 
 def add_gradient(policy: Policy, batches: Sequence[MicroBatch], config: LossConfig) -> None:
     for batch in batches:
-        logprobs, _ = policy(batch)
-        policy_loss(
+        loss, _, _ = policy(batch, loss_of(batch, config), token_by_token=config.ratio == "token")
+        loss.backward()
+
+
+def loss_of(batch: MicroBatch, config: LossConfig) -> LossOf:
+    def of_part(logprobs: Tensor, part: slice) -> Tensor:
+        return policy_loss(
             logprobs,
-            old_logprobs=batch.sampler_logprobs,
-            sampler_logprobs=batch.sampler_logprobs,
-            advantages=batch.advantages,
-            rollout_index=batch.rollout_index,
-            weights=batch.weights,
+            old_logprobs=batch.sampler_logprobs[part],
+            sampler_logprobs=batch.sampler_logprobs[part],
+            advantages=batch.advantages[part],
+            rollout_index=batch.rollout_index[part],
+            weights=batch.weights[part],
             config=config,
-        ).loss.backward()
+        ).loss
+
+    return of_part
 
 
 def gradient(
@@ -239,7 +253,7 @@ def test_a_micro_batchs_own_denominators_would_be_seen(aggregation):
     groups = random_groups(policy)
     config = LossConfig(aggregation=aggregation)
     whole = gradient(policy, groups, config=config)
-    layout = split(groups, tokens_per_micro_batch=64, aggregation=aggregation)
+    layout = split(groups, tokens_per_micro_batch=40, aggregation=aggregation)
     policy.zero_grad(set_to_none=True)
     for batch in layout:
         of_batch = [[t for t in batch.rollouts if t in group] for group in groups]
@@ -283,19 +297,43 @@ lengths = st.lists(st.lists(st.tuples(st.integers(1, 30), st.integers(1, 60)), m
 
 @settings(max_examples=60, deadline=None)
 @given(lengths=lengths, tokens=st.integers(1, 400))
-def test_every_rollout_is_in_one_micro_batch_within_the_budget_and_padded_only_to_its_longest(lengths, tokens):
-    groups = [trained_of([rollout_of(*pair) for pair in group]) for group in lengths]
-    batches = split(groups, tokens_per_micro_batch=tokens)
+def test_every_rollout_is_in_one_micro_batch_within_the_budget(lengths, tokens):
+    """Each group has its first problem's prompt, so that all of it is shared."""
+    groups = [trained_of([rollout_of(group[0][0], completion) for _, completion in group]) for group in lengths]
+    groups = [[replace(t, group_tokens=number) for t in group] for number, group in enumerate(groups, start=1)]
+    batches = split(groups, tokens_per_micro_batch=tokens, aggregation="sequence")
     placed = [id(t) for batch in batches for t in batch.rollouts]
     assert sorted(placed) == sorted(id(t) for group in groups for t in group)
     for batch in batches:
-        rows, width = batch.input_ids.shape
-        assert width == max(len(t.rollout.token_ids) for t in batch.rollouts)
-        assert rows * width <= tokens or rows == 1
+        assert len(batch.input_ids) == batch.layout.num_tokens == tokens_needed(batch)
+        assert len(batch.input_ids) <= tokens or len(batch.rollouts) == 1
     assert sum(float(batch.weights.sum()) for batch in batches) == pytest.approx(1)
 
 
-def parts(groups: Sequence[list[TrainedRollout]], *, num_ranks: int, tokens: int) -> list[list[MicroBatch]]:
+def tokens_needed(batch: MicroBatch) -> int:
+    """The prompt of each group but for its last token, and the tokens that were followed by a drawn one."""
+    prompts = {
+        t.group_tokens: t.rollout.action_mask.index(True) - 1 for t in batch.rollouts
+    }  # by what tells groups apart
+    return sum(prompts.values()) + sum(t.rollout.num_actions for t in batch.rollouts)
+
+
+@settings(max_examples=60, deadline=None)
+@given(lengths=lengths, tokens=st.integers(1, 400))
+def test_without_shared_prompts_rollouts_are_padded_only_to_the_longest_of_their_micro_batch(lengths, tokens):
+    groups = [trained_of([rollout_of(*pair) for pair in group]) for group in lengths]
+    for batch in split(groups, tokens_per_micro_batch=tokens, shares_prompts=False):
+        places, real = batch.layout.padded()
+        rows, width = places.shape
+        assert width == max(len(t.rollout.token_ids) for t in batch.rollouts) - 1
+        assert rows * width <= tokens or rows == 1
+        for row, trained in enumerate(batch.rollouts):
+            assert batch.input_ids[places[row, real[row]]].tolist() == list(trained.rollout.token_ids[:-1])
+
+
+def parts(
+    groups: Sequence[list[TrainedRollout]], *, num_ranks: int, tokens: int, shares_prompts: bool = True
+) -> list[list[MicroBatch]]:
     """Each rank's micro-batches."""
     return [
         micro_batches(
@@ -304,6 +342,7 @@ def parts(groups: Sequence[list[TrainedRollout]], *, num_ranks: int, tokens: int
             limit_tokens=LIMIT_TOKENS,
             aggregation="token",
             device=CPU,
+            shares_prompts=shares_prompts,
             rank=rank,
             num_ranks=num_ranks,
         )
@@ -327,27 +366,33 @@ def test_ranks_have_as_many_micro_batches_and_every_rollout_once(lengths, tokens
         assert all(len(b.rollouts) == 1 or b.input_ids.numel() <= tokens for b in at_once if b.rollouts)
 
 
-def test_what_ranks_have_at_the_same_time_is_about_equally_large():
-    lengths = [24, 24, 23, 23, 12, 12, 11, 11, 4, 4, 3, 3]
+@pytest.mark.parametrize("shares_prompts", [True, False])
+def test_what_ranks_have_at_the_same_time_differs_by_no_more_than_a_rollout(shares_prompts):
+    lengths = [24, 24, 23, 23, 12, 12, 11, 11, 4, 4, 3, 3] * 4
     groups = [trained_of([rollout_of(2, length) for length in lengths])]
-    for first, second in zip(*parts(groups, num_ranks=2, tokens=26), strict=True):
-        assert abs(first.input_ids.numel() - second.input_ids.numel()) <= 2
+    of_ranks = parts(groups, num_ranks=2, tokens=120, shares_prompts=shares_prompts)
+    assert len(of_ranks[0]) > 2
+    for first, second in zip(*of_ranks, strict=True):
+        assert abs(len(first.input_ids) - len(second.input_ids)) <= 25
 
 
 def test_a_rank_without_a_rollout_has_a_filler_that_adds_nothing_to_the_gradient():
     policy = tiny_policy("llama")
     (only,), (filler,) = parts([trained_of([rollout_of(3, 4)])], num_ranks=2, tokens=WHOLE)
     assert (len(only.rollouts), len(filler.rollouts), len(filler.targets)) == (1, 0, 0)
-    logprobs, entropy = policy(filler)
+    loss, logprobs, entropy = policy(filler, loss_of(filler, LossConfig()))
     assert (len(logprobs), len(entropy)) == (0, 0)
-    logprobs.sum().backward()
+    loss.backward()
     assert all(not parameter.grad.any() for parameter in policy.parameters() if parameter.grad is not None)
 
 
-def test_short_rollouts_are_not_padded_to_the_longest_of_the_step():
-    groups = [trained_of([rollout_of(10, 190)] + [rollout_of(4, 6) for _ in range(20)])]
-    shapes = [tuple(batch.input_ids.shape) for batch in split(groups, tokens_per_micro_batch=200)]
-    assert shapes == [(1, 200), (20, 10)]
+def test_a_group_has_its_prompt_once_in_each_micro_batch():
+    groups = [trained_of([rollout_of(10, 190)] + [rollout_of(10, 6) for _ in range(20)])]
+    alone, together = split(groups, tokens_per_micro_batch=210)
+    # The longest fills a micro-batch; without others it is a plain sequence.
+    assert [(s.prefix_tokens, s.row_tokens) for s in alone.layout.segments] == [(0, (199,))]
+    assert [(s.prefix_tokens, s.row_tokens) for s in together.layout.segments] == [(9, (6,) * 20)]
+    assert len(together.input_ids) == 9 + 20 * 6
 
 
 def test_a_micro_batch_says_which_position_predicts_which_token():
@@ -356,8 +401,9 @@ def test_a_micro_batch_says_which_position_predicts_which_token():
     (batch,) = split(
         [trained_of([short], advantage=3.0), trained_of([tool], advantage=-1.0)], tokens_per_micro_batch=10
     )
-    assert batch.input_ids.tolist() == [[0, 1, 2, 3, 4], [0, 1, 2, 3, 0]]
-    assert batch.predicts_action.int().tolist() == [[1, 0, 1, 1, 0], [0, 1, 1, 0, 0]]
+    assert batch.input_ids.tolist() == [0, 1, 2, 3, 0, 1, 2]
+    assert batch.layout.position_ids.tolist() == [0, 1, 2, 3, 0, 1, 2]
+    assert batch.predicts_action.int().tolist() == [1, 0, 1, 1, 0, 1, 1]
     assert batch.targets.tolist() == [1, 3, 4, 2, 3]
     assert batch.rollout_index.tolist() == [0, 0, 0, 1, 1]
     assert batch.sampler_logprobs.tolist() == [-1.0, -2.0, -3.0, -0.5, -0.25]

@@ -142,8 +142,9 @@ def test_memory_of_sampling_and_of_the_logits_chunk_is_counted_as_by_hand(tmp_pa
     found, _ = memory_of(tmp_path, "ddp", num_ranks=1, **changes)
     # 2 layers of keys and of values, 2 heads of 16 numbers of 4 bytes; 10 rows of 20 tokens; 96 tokens to choose from.
     assert found.sampling == {"keys and values": 2 * 2 * 2 * 16 * 4 * 10 * 20, "logits of a draw": 10 * 96 * 24}
-    assert CHUNK_ELEMENTS // 96 > 256  # a micro-batch of 256 tokens is one chunk
+    assert CHUNK_ELEMENTS["cpu"] // 96 > 256  # a micro-batch of 256 tokens is one chunk
     assert found.training["logits of a chunk"] == 256 * 96 * 12
+    assert found.training["gradient of the head"] == 96 * 32 * 4
     sampling, training = sum(found.sampling.values()), sum(found.training.values())
     assert found.least == sum(found.held.values()) + max(sampling, training)
     changes |= {"model.float32_head": True, "model.dtype": "bfloat16"}

@@ -36,8 +36,8 @@ FLOORS = (
         *("evaluation_sets", "practice", "data", "published", "chat"),
         *("model", "steering", "tasks", "watchdog", "heartbeat", "guards"),
     ),
-    ("advantages", "losses", "logprobs"),
-    ("types", "config", "seeds", "errors"),
+    ("attention", "advantages", "losses", "logprobs", "packing"),
+    ("types", "config", "seeds", "errors", "recompute"),
 )
 WITHOUT_TORCH = ("types", "config", "seeds", "errors", "folder", "practice", "scoring", "cli")
 

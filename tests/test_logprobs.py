@@ -10,10 +10,11 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from grpo import logprobs
-from grpo.logprobs import chunked_logprobs, kept_mask, tempered
+from grpo.logprobs import Choices, chunked_logprobs, chunked_loss, kept_mask, tempered
 from grpo.types import KeptSets
 
 TOKENS, WIDTH, VOCABULARY = 37, 8, 50
+WAYS = ("recomputed", "token by token", "whole")
 
 
 class Inputs:
@@ -52,18 +53,36 @@ def plain(inputs: Inputs, *, kept: KeptSets | None) -> list[Tensor]:
     return [t.detach().float() for t in (torch.stack(found), torch.stack(entropies), hidden.grad, weight.grad)]
 
 
-def chunked(inputs: Inputs, *, kept: KeptSets | None) -> list[Tensor]:
-    """The same four from the function under test."""
-    hidden, weight = (t.clone().requires_grad_() for t in (inputs.hidden, inputs.weight))
-    found, entropies = chunked_logprobs(
-        hidden,
-        inputs.targets,
-        head=lambda h: nn.functional.linear(h, weight),
-        temperature=inputs.temperature,
-        vocabulary=inputs.vocabulary,
-        kept=kept,
+def choices_of(inputs: Inputs, hidden: Tensor, *, kept: KeptSets | None) -> Choices:
+    return Choices(
+        hidden=hidden, targets=inputs.targets, temperature=inputs.temperature, kept=kept, vocabulary=inputs.vocabulary
     )
-    (found * inputs.loss_weights).sum().backward()
+
+
+def chunked(inputs: Inputs, *, kept: KeptSets | None, way: str = "recomputed") -> list[Tensor]:
+    """The same four from the functions under test: logits computed again in the backward pass, or a loss whose gradient
+    is taken chunk by chunk, at once or after a pass for the log-probs."""
+    hidden, weight = (t.clone().requires_grad_() for t in (inputs.hidden, inputs.weight))
+
+    def head(of: Tensor) -> Tensor:
+        return nn.functional.linear(of, weight)
+
+    choices = choices_of(inputs, hidden, kept=kept)
+    if way == "recomputed":
+        found, entropies = chunked_logprobs(choices, head=head, with_entropy=True)
+        (found * inputs.loss_weights).sum().backward()
+    else:
+        loss, found, entropies = chunked_loss(
+            choices,
+            lambda logprobs, part: (logprobs * inputs.loss_weights[part]).sum(),
+            head=head,
+            head_weights=[weight],
+            token_by_token=way == "token by token",
+            with_entropy=True,
+        )
+        assert_close(loss.detach(), (found * inputs.loss_weights).sum(), rtol=1e-5, atol=1e-5)
+        loss.backward()
+    assert entropies is not None
     assert hidden.grad is not None
     assert weight.grad is not None
     return [found.detach(), entropies.detach(), hidden.grad, weight.grad]
@@ -71,35 +90,33 @@ def chunked(inputs: Inputs, *, kept: KeptSets | None) -> list[Tensor]:
 
 @pytest.mark.parametrize("tokens_per_chunk", [1, 2, 7, 36, 37, 1000])
 @pytest.mark.parametrize("restricted", [False, True])
+@pytest.mark.parametrize("way", WAYS)
 def test_any_chunk_size_gives_the_log_probs_entropies_and_gradients_of_one_token_at_a_time(
-    monkeypatch, tokens_per_chunk, restricted
+    monkeypatch, tokens_per_chunk, restricted, way
 ):
     inputs = Inputs()
     kept = inputs.kept if restricted else None
-    monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", tokens_per_chunk * VOCABULARY)
-    for found, expected in zip(chunked(inputs, kept=kept), plain(inputs, kept=kept), strict=True):
+    monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", {"cpu": tokens_per_chunk * VOCABULARY})
+    for found, expected in zip(chunked(inputs, kept=kept, way=way), plain(inputs, kept=kept), strict=True):
         assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_a_vocabulary_above_the_chunks_elements_goes_token_by_token(monkeypatch):
     inputs = Inputs()
-    monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", VOCABULARY - 1)
+    monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", {"cpu": VOCABULARY - 1})
     for found, expected in zip(chunked(inputs, kept=None), plain(inputs, kept=None), strict=True):
         assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_with_and_without_a_gradient_the_values_are_the_same_bits(monkeypatch):
     inputs = Inputs()
-    monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", 7 * VOCABULARY)
+    monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", {"cpu": 7 * VOCABULARY})
     with_gradient = chunked(inputs, kept=inputs.kept)[:2]
     with torch.no_grad():
         without = chunked_logprobs(
-            inputs.hidden,
-            inputs.targets,
+            choices_of(inputs, inputs.hidden, kept=inputs.kept),
             head=lambda h: nn.functional.linear(h, inputs.weight),
-            temperature=inputs.temperature,
-            vocabulary=VOCABULARY,
-            kept=inputs.kept,
+            with_entropy=True,
         )
     for one, two in zip(with_gradient, without, strict=True):
         assert torch.equal(one, two)
@@ -126,14 +143,13 @@ def test_leaving_the_temperature_out_would_be_seen():
 def test_entropy_has_no_gradient():
     inputs = Inputs()
     hidden = inputs.hidden.clone().requires_grad_()
-    _, entropy = chunked_logprobs(
-        hidden,
-        inputs.targets,
+    logprobs, entropy = chunked_logprobs(
+        choices_of(inputs, hidden, kept=None),
         head=lambda h: nn.functional.linear(h, inputs.weight),
-        temperature=inputs.temperature,
-        vocabulary=VOCABULARY,
+        with_entropy=True,
     )
-    entropy.sum().backward()
+    assert entropy is not None
+    (entropy.sum() + 0 * logprobs.sum()).backward()
     assert hidden.grad is None or not hidden.grad.any()
 
 
@@ -198,24 +214,28 @@ MASK_BYTES = MANY_TOKENS * LARGE_VOCABULARY  # a bool [A, V], the smallest tenso
 LOGITS_BYTES = 4 * MASK_BYTES
 
 
-def memory(monkeypatch: pytest.MonkeyPatch, *, tokens_per_chunk: int, restricted: bool) -> LiveBytes:
+def memory(monkeypatch: pytest.MonkeyPatch, *, tokens_per_chunk: int, restricted: bool, way: str) -> LiveBytes:
     """Of a forward and a backward pass."""
     inputs = Inputs(tokens=MANY_TOKENS, vocabulary=LARGE_VOCABULARY)
-    monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", tokens_per_chunk * LARGE_VOCABULARY)
+    monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", {"cpu": tokens_per_chunk * LARGE_VOCABULARY})
     with LiveBytes() as live:
-        chunked(inputs, kept=inputs.kept if restricted else None)
+        chunked(inputs, kept=inputs.kept if restricted else None, way=way)
     return live
 
 
 @pytest.mark.parametrize("restricted", [False, True])
-def test_forward_and_backward_hold_a_few_chunks_of_logits_and_never_so_much_as_a_mask_of_all(monkeypatch, restricted):
-    live = memory(monkeypatch, tokens_per_chunk=4, restricted=restricted)
+@pytest.mark.parametrize("way", WAYS)
+def test_forward_and_backward_hold_a_few_chunks_of_logits_and_never_so_much_as_a_mask_of_all(
+    monkeypatch, restricted, way
+):
+    live = memory(monkeypatch, tokens_per_chunk=4, restricted=restricted, way=way)
     assert live.largest <= 4 * WIDTH * LARGE_VOCABULARY  # the head's weight; a chunk of logits is half of it
     assert live.peak < MASK_BYTES / 2
 
 
 @pytest.mark.parametrize("restricted", [False, True])
-def test_scoring_without_chunks_would_be_seen_to_hold_all_logits(monkeypatch, restricted):
-    live = memory(monkeypatch, tokens_per_chunk=MANY_TOKENS, restricted=restricted)
+@pytest.mark.parametrize("way", WAYS)
+def test_scoring_without_chunks_would_be_seen_to_hold_all_logits(monkeypatch, restricted, way):
+    live = memory(monkeypatch, tokens_per_chunk=MANY_TOKENS, restricted=restricted, way=way)
     assert live.largest == LOGITS_BYTES
     assert live.peak >= 3 * LOGITS_BYTES

@@ -17,14 +17,15 @@ from transformers import (
 )
 
 from grpo import checkpoint
+from grpo.batch import TrainedRollout, micro_batches
 from grpo.config import ModelConfig, OptimConfig
 from grpo.errors import ConfigError
-from grpo.logprobs import chunked_logprobs
 from grpo.model import DTYPES, Float32Head, base_of, load_model, load_tokenizer, skeleton
 from grpo.optim import Optimizer
 from grpo.policy import Policy
 from grpo.sampling import native
 from grpo.sampling.native import check_decoding
+from grpo.types import Rollout, StopReason
 from tests.conftest import ARCHITECTURES, SIZES, tiny_config, tiny_policy
 
 LLAMA = LlamaConfig(vocab_size=96, **SIZES)
@@ -324,13 +325,29 @@ def test_a_checkpoint_of_a_float32_head_is_an_ordinary_one(tmp_path, name, field
 
 
 def loss_of(policy: Policy) -> torch.Tensor:
-    """Minus the log-probs that the policy gives to its own input, as in a forward of training."""
-    with policy._recomputing():
-        hidden = policy.hidden(IDS)[0]  # [T, D]
-        logprobs, _ = chunked_logprobs(
-            hidden, IDS[0], head=policy.head, temperature=torch.ones(20), vocabulary=policy.vocabulary
-        )
-    return -logprobs.mean()
+    """Minus the mean log-prob of a rollout with a prompt of one token, as in a forward of training."""
+    ids = tuple(IDS[0].tolist())
+    rollout = Rollout(
+        problem_id="p",
+        attempt=0,
+        token_ids=ids,
+        action_mask=(False,) + (True,) * (len(ids) - 1),
+        logprobs=(0.0,) * len(ids),
+        kept=None,
+        stop_reason=StopReason.END_TOKEN,
+        temperature=1.0,
+        policy_step=0,
+    )
+    (batch,) = micro_batches(
+        [[TrainedRollout(rollout, advantage=1.0, group_tokens=len(ids) - 1, group_rollouts=1)]],
+        tokens_per_micro_batch=100,
+        limit_tokens=100,
+        aggregation="token",
+        device=policy.device,
+        shares_prompts=policy.packs,
+    )
+    loss, _, _ = policy(batch, lambda logprobs, part: -(logprobs * batch.weights[part]).sum())
+    return loss
 
 
 def gradient_of(policy: Policy) -> dict[str, torch.Tensor]:

@@ -104,7 +104,7 @@ def test_a_batch_of_mixed_temperatures_is_scored_as_each_rollout_alone_by_the_mo
     )
     assert sorted(set(batch.temperature.tolist())) == pytest.approx(temperatures)
     with torch.no_grad():
-        found = policy(batch)[0]  # [A]
+        found = policy(batch)[1]  # [A]
     for row, of_row in enumerate(batch.rollouts):
         rollout = of_row.rollout
         ids = torch.tensor([rollout.token_ids])

@@ -119,9 +119,9 @@ def test_only_later_updates_are_scored_apart_and_none_where_the_old_log_probs_ar
     trained_on: list[MicroBatch] = []
     original = Policy.forward
 
-    def noted(self: Policy, batch: MicroBatch) -> tuple[Tensor, Tensor]:
+    def noted(self: Policy, batch: MicroBatch, *arguments: Any, **options: Any) -> Any:
         (trained_on if torch.is_grad_enabled() else scored).append(batch)
-        return original(self, batch)
+        return original(self, batch, *arguments, **options)
 
     monkeypatch.setattr(Policy, "forward", noted)
     with opened_run(config) as run:

@@ -14,6 +14,7 @@ from grpo import checkpoint, optim
 from grpo.batch import MicroBatch
 from grpo.config import OptimConfig
 from grpo.distributed.world import World
+from grpo.logprobs import LossOf
 from grpo.optim import Optimizer
 from grpo.policy import Policy
 
@@ -33,6 +34,10 @@ class Replicated:
         size = self._world.size
         return f"ddp on {size} rank{'s' if size > 1 else ''}: the weights are whole on every rank"
 
+    @property
+    def packs(self) -> bool:
+        return self._policy.packs
+
     @contextmanager
     def sampling_policy(self) -> Iterator[Policy]:
         yield self._policy
@@ -40,9 +45,16 @@ class Replicated:
     def whole_policy(self) -> Policy:
         return self._policy
 
-    def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
-        logprobs, entropy = self._policy(batch)
-        return logprobs, entropy
+    def forward(
+        self,
+        batch: MicroBatch,
+        loss_of: LossOf | None = None,
+        *,
+        token_by_token: bool = True,
+        with_entropy: bool = True,
+    ) -> tuple[Tensor | None, Tensor, Tensor | None]:
+        loss, logprobs, entropy = self._policy(batch, loss_of, token_by_token=token_by_token, with_entropy=with_entropy)
+        return loss, logprobs, entropy
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         self._optimizer.backward(loss)

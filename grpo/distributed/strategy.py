@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from grpo.batch import MicroBatch
+from grpo.logprobs import LossOf
 from grpo.policy import Policy
 
 
@@ -19,6 +20,10 @@ class Strategy(Protocol):
     def describe(self) -> str:
         """How the policy lies on the ranks and how it is sampled from, for people to read."""
 
+    @property
+    def packs(self) -> bool:
+        """Whether the policy takes packed rows, in which a group's prompt is shared."""
+
     def sampling_policy(self) -> AbstractContextManager[Policy]:
         """The policy as it stands, to sample from while the context lasts; always the same object."""
 
@@ -26,8 +31,15 @@ class Strategy(Protocol):
         """A policy with whole weights on every rank for another trainer, before the first update; the strategy's own
         policy, or a copy that `load_weights` is to take what was trained from."""
 
-    def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
-        """As `Policy.forward`: log-probs and entropies [A] of this rank's own micro-batch."""
+    def forward(
+        self,
+        batch: MicroBatch,
+        loss_of: LossOf | None = None,
+        *,
+        token_by_token: bool = True,
+        with_entropy: bool = True,
+    ) -> tuple[Tensor | None, Tensor, Tensor | None]:
+        """As `Policy.forward`: loss, log-probs and entropies [A] of this rank's own micro-batch."""
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         """Add the gradient of one micro-batch's share of the update's loss; `last` says that it is the update's last.

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import Cache
 
 from grpo.distributed.world import World
+from grpo.packing import Layout
 from grpo.policy import Policy
 from grpo.steering import Steering
 
@@ -69,11 +70,17 @@ class LayerByLayer(_Twin):
         attention_mask: Tensor | dict[str, Tensor] | None = None,
         cache: Cache | None = None,
         steer_at: Tensor | None = None,
+        layout: Layout | None = None,
     ) -> Tensor:
         """As `Policy.hidden`."""
         self._wait_for(HIDDEN)
         return super().hidden(
-            input_ids, position_ids=position_ids, attention_mask=attention_mask, cache=cache, steer_at=steer_at
+            input_ids,
+            position_ids=position_ids,
+            attention_mask=attention_mask,
+            cache=cache,
+            steer_at=steer_at,
+            layout=layout,
         )
 
     def head(self, hidden: Tensor) -> Tensor:

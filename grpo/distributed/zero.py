@@ -26,6 +26,7 @@ from grpo.distributed.deepspeed_config import STAGES, resolved
 from grpo.distributed.twins import Gathered, LayerByLayer, layer_by_layer, unfilled_twin
 from grpo.distributed.world import World
 from grpo.errors import CheckpointError, ConfigError
+from grpo.logprobs import LossOf
 from grpo.optim import ADAMW_MOMENTS, LossScale
 from grpo.policy import Policy
 
@@ -60,6 +61,7 @@ class Zero:
         self._sampled, self._sampling = policy, "the weights are whole on every rank"
         self._unfilled: Gathered | None = None
         if self._stage == 3:
+            policy.shards_head = True
             self._unfilled = unfilled_twin(policy)
             assert self._engine is not None
             self._sampled, self._sampling = self._sampler_of(self._unfilled)
@@ -78,6 +80,10 @@ class Zero:
             own.requires_grad_(shard.requires_grad)
         return whole
 
+    @property
+    def packs(self) -> bool:
+        return self._policy.packs
+
     @contextmanager
     def sampling_policy(self) -> Iterator[Policy]:
         sampled = self._sampled
@@ -94,10 +100,18 @@ class Zero:
         else:
             yield sampled
 
-    def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
+    def forward(
+        self,
+        batch: MicroBatch,
+        loss_of: LossOf | None = None,
+        *,
+        token_by_token: bool = True,
+        with_entropy: bool = True,
+    ) -> tuple[Tensor | None, Tensor, Tensor | None]:
         by_engine = self._stage == 3 or torch.is_grad_enabled()
-        logprobs, entropy = self._engine(batch) if by_engine else self._policy(batch)
-        return logprobs, entropy
+        module = self._engine if by_engine else self._policy
+        loss, logprobs, entropy = module(batch, loss_of, token_by_token=token_by_token, with_entropy=with_entropy)
+        return loss, logprobs, entropy
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         if not self._in_update:

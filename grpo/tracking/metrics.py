@@ -33,12 +33,14 @@ def group_metrics(stats: StepStats, groups: Sequence[Group]) -> None:
     stats.add_values("completion/truncated_fraction", [float(not rollout.finished) for rollout in rollouts])
 
 
-def loss_metrics(stats: StepStats, terms: LossTerms, *, entropy: Tensor) -> None:
-    """Entropy, clipping and correction of one micro-batch; a mean over the tokens of all of the step's updates."""
-    count = len(entropy)
+def loss_metrics(stats: StepStats, terms: LossTerms, *, entropy: Tensor | None) -> None:
+    """Clipping and correction of one micro-batch, a mean over the tokens of all of the step's updates; entropy, where
+    it was computed."""
+    count = len(terms.ratio)
     if count == 0:  # a filler
         return
-    stats.add("policy/entropy", total=float(entropy.sum()), count=count)
+    if entropy is not None:
+        stats.add("policy/entropy", total=float(entropy.sum()), count=count)
     stats.add("policy/ratio_mean", total=float(terms.ratio.sum()), count=count)
     stats.add_max("policy/ratio_max", float(terms.ratio.max()))
     stats.add("policy/clip_fraction_low", total=float(terms.clipped_low.sum()), count=count)

@@ -24,6 +24,7 @@ from grpo.distributed.replicated import Replicated
 from grpo.distributed.strategy import Strategy
 from grpo.distributed.world import World
 from grpo.distributed.zero import Zero
+from grpo.logprobs import LossOf
 from grpo.model import load_model, load_tokenizer
 from grpo.policy import Policy
 from grpo.sampling.native import NativeSampler
@@ -122,18 +123,26 @@ def batches(number: int, *, seed: int, rank: int, num_ranks: int) -> list[MicroB
 
 def accumulate(strategy: Strategy, update: Sequence[MicroBatch], *, factor: float = 1.0) -> None:
     for place, batch in enumerate(update):
-        chosen, _ = strategy.forward(batch)
-        loss = -factor * (chosen * batch.advantages * batch.weights).sum()
+        loss, _, _ = strategy.forward(batch, loss_of(batch, factor=factor))
+        assert loss is not None
         strategy.backward(loss, last=place + 1 == len(update))
+
+
+def loss_of(batch: MicroBatch, *, factor: float) -> LossOf:
+    return lambda chosen, part: -factor * (chosen * batch.advantages[part] * batch.weights[part]).sum()
 
 
 # Rollouts of each update: several micro-batches a rank, one, and one of which a rank has a filler only.
 UPDATES = (9, 5, 1)
 
 
-def run(strategy: Strategy, *, rank: int, num_ranks: int, numbers: Sequence[int] = UPDATES) -> Iterator[dict[str, Any]]:
+def run(
+    strategy: Strategy, *, ranks: Sequence[int], num_ranks: int, numbers: Sequence[int] = UPDATES
+) -> Iterator[dict[str, Any]]:
+    """Updates of the micro-batches of `ranks`: one rank that does those of all adds up what several would."""
     for seed, number in enumerate(numbers):
-        accumulate(strategy, batches(number, seed=seed, rank=rank, num_ranks=num_ranks))
+        of_ranks = [batches(number, seed=seed, rank=rank, num_ranks=num_ranks) for rank in ranks]
+        accumulate(strategy, [batch for of_rank in of_ranks for batch in of_rank])
         gradients = {name: gradient.clone() for name, gradient in strategy.gradients()}
         yield {"gradients": gradients, "norm": strategy.update(rate=RATE / (seed + 1))}
 
@@ -163,11 +172,13 @@ def updates(world: World, case: Mapping[str, Any]) -> dict[str, Any]:
     zero = Zero(policy_of(config), world, config)
     plain_config = config_of(case, strategy="ddp")
     plain = Replicated(policy_of(plain_config), World.alone(), plain_config.optim)
+    with plain.sampling_policy() as policy:
+        policy.shards_head = case["strategy"] == "zero3"  # the same products in the same order
     found: dict[str, Any] = {"gradient_gaps": [], "norm_gaps": [], "norms": [], "weight_gaps": []}
     if config.model.dtype == "float16":
         begin_in_float16(zero, plain)
-    ours = run(zero, rank=world.rank, num_ranks=world.size)
-    theirs = run(plain, rank=0, num_ranks=1)
+    ours = run(zero, ranks=[world.rank], num_ranks=world.size)
+    theirs = run(plain, ranks=range(world.size), num_ranks=world.size)
     for own, one_rank in zip(ours, theirs, strict=True):
         found["gradient_gaps"].append(relative(own["gradients"], one_rank["gradients"]))
         whole = float(torch.stack([g.norm() for g in own["gradients"].values()]).norm())
@@ -198,7 +209,7 @@ def updates(world: World, case: Mapping[str, Any]) -> dict[str, Any]:
     )
     for strategy in (zero, other):
         found[f"norms_of_{'first' if strategy is zero else 'second'}"] = [
-            own["norm"] for own in run(strategy, rank=world.rank, num_ranks=world.size, numbers=(4, 6))
+            own["norm"] for own in run(strategy, ranks=[world.rank], num_ranks=world.size, numbers=(4, 6))
         ]
     found["resume_is_exact"] = same(world.broadcast(zero.weights()), world.broadcast(other.weights())) and same(
         world.broadcast(zero.state_dict()), world.broadcast(other.state_dict())
@@ -206,7 +217,7 @@ def updates(world: World, case: Mapping[str, Any]) -> dict[str, Any]:
     # ddp on one rank goes on from the checkpoint, and ZeRO from its.
     plain.load_weights(weights)
     plain.load_state_dict(state)
-    for _ in run(plain, rank=0, num_ranks=1, numbers=(4, 6)):
+    for _ in run(plain, ranks=range(world.size), num_ranks=world.size, numbers=(4, 6)):
         pass
     found["ddp_goes_on"] = relative(plain.weights(), world.broadcast(zero.weights()))
     other.load_weights(plain.weights())
@@ -217,7 +228,7 @@ def updates(world: World, case: Mapping[str, Any]) -> dict[str, Any]:
     fresh = Zero(policy_of(config, seed=2 * seed), world, config)
     fresh.load_weights(weights)
     for strategy in (other, fresh):
-        for _ in run(strategy, rank=world.rank, num_ranks=world.size, numbers=(3,)):
+        for _ in run(strategy, ranks=[world.rank], num_ranks=world.size, numbers=(3,)):
             pass
     found["loading_weights_begins_anew"] = same(world.broadcast(other.weights()), world.broadcast(fresh.weights()))
     return found
@@ -270,8 +281,8 @@ def sampling(world: World, case: Mapping[str, Any]) -> dict[str, Any]:
             else None
         )
         tokens.append([c.token_ids for c in own])
-        for strategy, rank, size in ((zero, world.rank, world.size), (plain, 0, 1)):
-            for _ in run(strategy, rank=rank, num_ranks=size, numbers=(5,)):
+        for strategy, ranks in ((zero, [world.rank]), (plain, range(world.size))):
+            for _ in run(strategy, ranks=ranks, num_ranks=world.size, numbers=(5,)):
                 pass
     found["steering_changes_tokens"] = tokens[2] != tokens[1]
     found["objects"] = len(seen)
@@ -295,7 +306,7 @@ KINDS: dict[str, Callable[[World, Mapping[str, Any]], dict[str, Any]]] = {"updat
 
 def main(out: Path, cases: Mapping[str, Any]) -> None:
     torch.set_num_threads(1)
-    logprobs.CHUNK_ELEMENTS = VOCABULARY * 8  # so that the head is called several times a micro-batch
+    logprobs.CHUNK_ELEMENTS["cpu"] = VOCABULARY * 8  # so that the head is called several times a micro-batch
     dist.init_process_group("gloo")
     world = World(rank=dist.get_rank(), size=dist.get_world_size(), device=CPU)
     results = {}
