@@ -101,7 +101,11 @@ def test_a_mask_that_shows_a_row_anothers_positions_is_found_before_a_token_is_d
         for name, weight in policy.named_parameters():
             if "o_proj" in name or "v_proj" in name:  # a fresh model hardly listens to its attention
                 weight.mul_(10)
-    monkeypatch.setattr(native.Rows, "_for_attention", lambda self, mask: torch.ones_like(mask[:, None, None]))
+
+    def shows_all(self: native.Rows, mask: torch.Tensor) -> torch.Tensor:
+        return torch.zeros_like(mask[:, None, None], dtype=self._policy.dtype)
+
+    monkeypatch.setattr(native.Rows, "_for_attention", shows_all)
     with pytest.raises(ConfigError, match="model: LlamaForCausalLM is decoded wrongly by the native sampler"):
         check_decoding(policy)
 
