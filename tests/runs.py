@@ -62,6 +62,7 @@ FIELDS: dict[str, Any] = {
     },
     "profile": {"first_rollouts": 4, "max_rollouts": 16, "relabel_rollouts": 8},
     "curriculum": {
+        "kind": "two_stages",
         "stages": [
             {"name": "moderate", "tiers": ["moderate"], "steps": 4},
             {"name": "extreme", "tiers": ["moderate", "extreme"], "group_size": 8},

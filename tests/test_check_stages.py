@@ -9,6 +9,7 @@ from tests.runs import grpo, small_run_config, small_run_file
 
 EXACT, AT_MOST = "rollouts of the run, without refills", "rollouts of the run, at most, without refills"
 FIRST = {"name": "first", "tiers": ["moderate"], "steps": 3}
+STAGED = {"curriculum.kind": "two_stages"}
 SECOND = {"name": "second", "tiers": ["extreme"], "group_size": 16, "problems_per_step": 2}
 
 
@@ -36,14 +37,15 @@ def test_the_command_checks_a_mixture(tmp_path, capsys):
 @pytest.mark.parametrize("steps", [None, 3])
 def test_a_stage_that_ends_by_its_outcomes_gives_a_bound(tmp_path, ends, steps):
     stages = [{**FIRST, **ends, "steps": steps}, SECOND]
-    found = of_curriculum(tmp_path, **{"curriculum.stages": stages})
+    found = of_curriculum(tmp_path, **STAGED, **{"curriculum.stages": stages})
     assert EXACT not in found
     assert found[AT_MOST] == 8 * 32
 
 
 def test_a_last_stage_with_steps_ends_the_count(tmp_path):
-    assert of_curriculum(tmp_path, **{"curriculum.stages": [FIRST, {**SECOND, "steps": 2}]})[EXACT] == 3 * 16 + 2 * 32
-    assert of_curriculum(tmp_path, **{"curriculum.stages": [FIRST]})[EXACT] == 3 * 16
+    both = {"curriculum.stages": [FIRST, {**SECOND, "steps": 2}]}
+    assert of_curriculum(tmp_path, **STAGED, **both)[EXACT] == 3 * 16 + 2 * 32
+    assert of_curriculum(tmp_path, **STAGED, **{"curriculum.stages": [FIRST]})[EXACT] == 3 * 16
 
 
 @pytest.mark.parametrize(
@@ -64,6 +66,6 @@ def test_smaller_first_groups_of_the_online_curriculum_make_its_counts_bounds(tm
 
 def test_tokens_of_a_step_are_those_of_its_stage(tmp_path):
     stages = [{**FIRST, "max_completion_tokens": 5}, SECOND]
-    found = of_curriculum(tmp_path, **{"curriculum.stages": stages, "curriculum.max_refill_waves": 0})
+    found = of_curriculum(tmp_path, **STAGED, **{"curriculum.stages": stages, "curriculum.max_refill_waves": 0})
     assert found["stage first: tokens sampled a step, at most"] == 16 * 5
     assert found["stage second: tokens sampled a step, at most"] == 32 * 8

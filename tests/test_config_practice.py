@@ -23,7 +23,7 @@ def heating(value: float, grid: list[float], *own: float | None, kind: str = "ad
     stages = [{**stage, "temperature": t} for stage, t in zip((FIRST, SECOND), own or (None, None), strict=True)]
     return {
         "temperature": {"kind": kind, "value": value, "grid": grid, **fields},
-        "curriculum": {"stages": stages},
+        "curriculum": {"kind": "two_stages", "stages": stages},
     }
 
 
@@ -87,7 +87,7 @@ def test_a_grid_names_each_temperature_once():
     ],
 )
 def test_stages_that_repeat_or_leave_nothing_out_are_refused(tmp_path, stages, expected):
-    assert expected in refusal(tmp_path, **{"curriculum": {"stages": stages}})
+    assert expected in refusal(tmp_path, **{"curriculum": {"kind": "two_stages", "stages": stages}})
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_stages_that_repeat_or_leave_nothing_out_are_refused(tmp_path, stages, e
     ],
 )
 def test_a_stage_of_extreme_problems_alone_needs_rules_by_which_there_are_some(tmp_path, rules, tiers, refused):
-    changes = {"profile": rules, "curriculum": {"stages": [FIRST, {**SECOND, "tiers": tiers}]}}
+    changes = {"profile": rules, "curriculum": {"kind": "two_stages", "stages": [FIRST, {**SECOND, "tiers": tiers}]}}
     if refused:
         assert "curriculum.stages.1 practises extreme problems alone" in refusal(tmp_path, **changes)
     else:
