@@ -78,9 +78,8 @@ class _PackedAttention(torch.autograd.Function):
         for bucket in layout.buckets:
             mask = None if window is None else layout.row_mask(bucket, window=window, dtype=query.dtype)
             queries, keys, values = (_rows(states, bucket) for states in (query, key, value))
-            of_rows, of_lse = attend(
-                queries, keys, values, scale=scale, causal=True, mask=mask
-            )  # [B, H, L, d], [B, H, L]
+            # [B, H, L, d], [B, H, L]
+            of_rows, of_lse = attend(queries, keys, values, scale=scale, causal=True, mask=mask)
             _put(output, bucket, of_rows.transpose(1, 2))
             _put(lse, bucket, of_lse.transpose(1, 2))
         for prefix in layout.prefixes:
@@ -89,6 +88,8 @@ class _PackedAttention(torch.autograd.Function):
             queries = _as_batch(query[continuing])
             keys, values = (_as_batch(states[prefix.start : prefix.stop]) for states in (key, value))
             of_prompt, prompt_lse = attend(queries, keys, values, scale=scale, causal=False, mask=mask)
+            if mask is not None:  # a window that the prompt has left
+                prompt_lse = prompt_lse.masked_fill(mask.amax(dim=-1) == -torch.inf, -torch.inf)
             merged = torch.logaddexp(lse[continuing], prompt_lse[0].T)  # [N, H]
             own_share = (lse[continuing] - merged).exp().unsqueeze(-1)
             prompt_share = (prompt_lse[0].T - merged).exp().unsqueeze(-1)
@@ -139,14 +140,14 @@ def attend(
 ) -> tuple[Tensor, Tensor]:
     """Attention of `query` [B, H, L, d] over `key` and `value` [B, H', K, d], H a multiple of H': [B, H, L, d].
 
-    With it the log-sum-exp of the scores, float32 [B, H, L]; −inf where `mask` [L, K] leaves nothing to see. `mask`
-    is added to the scores and takes the place of `causal`."""
+    With it the log-sum-exp of the scores, float32 [B, H, L]. `mask`, of a shape that [B, H, L, K] takes, is added to
+    the scores and takes the place of `causal`; what a query reads that it hides every key from says nothing."""
     kernel = _kernel(query, mask)
     if kernel == "cpu":
         output, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            query, key, value, 0.0, causal and mask is None, attn_mask=_for_kernel(mask), scale=scale
+            query, key, value, 0.0, causal and mask is None, attn_mask=mask, scale=scale
         )
-        return output, lse if mask is None else lse.masked_fill(_sees_nothing(mask), -torch.inf)
+        return output, lse
     if kernel == "cuda":
         output, lse, *_ = torch.ops.aten._scaled_dot_product_flash_attention(
             query, key, value, 0.0, causal, False, scale=scale
@@ -183,7 +184,7 @@ def attend_backward(
             lse,
             0.0,
             causal and mask is None,
-            attn_mask=_for_kernel(mask),
+            attn_mask=mask,
             scale=scale,
         )
         return of_query, of_key, of_value
@@ -231,14 +232,6 @@ def _scores(query: Tensor, key: Tensor, *, scale: float, causal: bool, mask: Ten
 
 def _for_each_query_head(states: Tensor, query: Tensor) -> Tensor:
     return states.repeat_interleave(query.shape[1] // states.shape[1], dim=1)
-
-
-def _for_kernel(mask: Tensor | None) -> Tensor | None:
-    return None if mask is None else mask[None, None]
-
-
-def _sees_nothing(mask: Tensor) -> Tensor:
-    return mask.amax(dim=-1) == -torch.inf
 
 
 def _rows(states: Tensor, bucket: Bucket) -> Tensor:

@@ -73,7 +73,7 @@ class Layout:
         self._masks: dict[object, Tensor | None] = {}
 
     def row_mask(self, bucket: Bucket, *, window: int, dtype: torch.dtype) -> Tensor:
-        """What a row's tokens see of the row where they see `window` tokens, their own included: [L, L], 0 or −inf."""
+        """What a row's tokens see of it where they see `window` tokens, their own included: [1, 1, L, L], 0 or −inf."""
         length = bucket.places.shape[1]
         key = ("row", length, window, dtype)
         if key not in self._masks:
@@ -85,7 +85,7 @@ class Layout:
         return found
 
     def prefix_mask(self, prefix: Prefix, *, window: int, dtype: torch.dtype) -> Tensor | None:
-        """What the N tokens of a prompt's rows see of its P, [N, P], 0 or −inf; None where they see all of it."""
+        """What the N tokens of a prompt's rows see of its P, [1, 1, N, P], 0 or −inf; None where they see all of it."""
         key = (prefix, window, dtype)
         if key not in self._masks:
             positions = self.position_ids[prefix.stop : prefix.end].unsqueeze(1)  # [N, 1]
@@ -125,4 +125,5 @@ def _padded(rows: Sequence[tuple[int, int]], *, device: torch.device) -> tuple[T
 
 
 def _additive(sees: Tensor, *, dtype: torch.dtype) -> Tensor:
-    return torch.zeros(sees.shape, dtype=dtype, device=sees.device).masked_fill_(~sees, -torch.inf)
+    mask = torch.zeros(sees.shape, dtype=dtype, device=sees.device).masked_fill_(~sees, -torch.inf)
+    return mask[None, None]  # for all rows and heads

@@ -194,7 +194,10 @@ def staged_run(config: RunConfig) -> tuple[Path, Curriculum]:
 
 def test_a_stage_until_plateau_switches_says_why_and_the_last_stages_end_ends_the_run(tmp_path):
     """A pass rate that stays 0 is flat once its window of 4 steps is full; the second stage has 2 of the 20 steps."""
-    changes = {"curriculum": {"kind": "two_stages", "stages": PLATEAU, "plateau_window_steps": 4, "max_refill_waves": 0}, "train.steps": 20}
+    changes = {
+        "curriculum": {"kind": "two_stages", "stages": PLATEAU, "plateau_window_steps": 4, "max_refill_waves": 0},
+        "train.steps": 20,
+    }
     config = small_run_config(tmp_path, **(LOOP | judged_by(tmp_path, "0.0") | changes))
     run, curriculum = staged_run(config)
     assert [row["curriculum/stage"] for row in metrics_of(run)] == [0] * 4 + [1] * 2

@@ -7,12 +7,13 @@ import pytest
 import torch
 from transformers import DynamicCache
 
+from grpo.attention import attend
 from grpo.config import SamplingConfig
 from grpo.model import base_of
 from grpo.policy import Policy
 from grpo.sampling import prefixes, rows
 from grpo.sampling.native import NativeSampler
-from grpo.sampling.prefixes import SHARED_TOKENS, PrefixBank, attending, attention, shares_prefixes
+from grpo.sampling.prefixes import SHARED_TOKENS, PrefixBank, attending, shares_prefixes
 from grpo.sampling.protocol import Completion, Request
 from grpo.seeds import key
 from grpo.steering import Steering
@@ -142,6 +143,6 @@ def test_both_ways_to_attend_agree_with_softmax_over_all_scores():
     mask[1, ..., 40:] = torch.finfo(torch.float32).min
     scores = query @ key_states.transpose(-1, -2) * 0.3 + mask
     for values in (value, torch.cat([value, value], dim=-1)):  # values of another size than keys take the other way
-        read, total = attention(query, key_states, values, mask=mask, scale=0.3)
+        read, total = attend(query, key_states, values, scale=0.3, causal=False, mask=mask)
         assert torch.allclose(read, scores.softmax(dim=-1) @ values, atol=1e-5)
         assert torch.allclose(total, scores.logsumexp(dim=-1), atol=1e-5)

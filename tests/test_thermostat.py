@@ -255,6 +255,10 @@ def test_a_stages_temperature_holds_from_its_first_step_on(tmp_path, kind, expec
         {"name": "one", "tiers": ["moderate"], "steps": 3, "temperature": 1.3},
         {"name": "two", "tiers": ["extreme"]},
     ]
-    changes = {"curriculum": {"kind": "two_stages", "stages": stages, "max_refill_waves": 0}, "temperature": kind, "train.steps": 5}
+    changes = {
+        "curriculum": {"kind": "two_stages", "stages": stages, "max_refill_waves": 0},
+        "temperature": kind,
+        "train.steps": 5,
+    }
     run, _ = staged_run(small_run_config(tmp_path, **(LOOP | judged_by(tmp_path, COIN) | changes)))
     assert [row["sampling/temperature"] for row in metrics_of(run)] == expected

@@ -220,8 +220,8 @@ class CurriculumConfig(Section):
     """Which problems are practised next."""
 
     kind: Literal["two_stages", "uniform", "weighted", "mixture", "online"] = "online"
-    """online: tiers from practice alone, without a profile; two_stages: by tier, one stage after another; mixture: fixed
-    shares of the tiers; uniform: every problem alike; weighted: by p(1 - p) of a running pass rate."""
+    """online: tiers from practice alone, without a profile; two_stages: by tier, one stage after another; mixture:
+    fixed shares of the tiers; uniform: every problem alike; weighted: by p(1 - p) of a running pass rate."""
     stages: list[StageConfig] = [
         StageConfig(name="moderate", tiers=[Tier.moderate], until_plateau=True),
         StageConfig(name="extreme", tiers=[Tier.extreme]),

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from grpo.attention import attend
 from grpo.model import base_of
 from grpo.policy import Policy
 
@@ -87,9 +88,8 @@ class PrefixBank:
         used = self._mask.shape[0]
         seated = query.index_select(0, self._reading).view(used, -1, heads, shares, size)  # [S, M, ...]
         seated = seated.transpose(1, 2).reshape(used, heads, -1, size)  # [S, heads, M · shares, size]
-        read, total = attention(
-            seated, self._keys[layer][:used], self._values[layer][:used], mask=self._mask, scale=scale
-        )
+        keys, values = self._keys[layer][:used], self._values[layer][:used]
+        read, total = attend(seated, keys, values, scale=scale, causal=False, mask=self._mask)
         read = read.view(used, heads, -1, shares, read.shape[-1]).transpose(1, 2).flatten(0, 1)  # [S · M, ...]
         total = total.reshape(used, heads, -1, shares).transpose(1, 2).flatten(0, 1)  # [S · M, heads, shares]
         return read.index_select(0, self._seats), total.index_select(0, self._seats) + self._outside
@@ -134,21 +134,8 @@ def attending(policy: Policy, banks: Sequence[PrefixBank]) -> Iterator[None]:
         del ALL_ATTENTION_FUNCTIONS[ATTENTION_NAME]
 
 
-def attention(query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """Attention [B, heads, Q, size] and the log-sum-exp of its scores, [B, heads, Q]; `mask` is added to them."""
-    if query.device.type == "cpu" and key.shape[-1] == value.shape[-1]:
-        # The kernel that scaled_dot_product_attention takes here, so that a row's bits are the same either way.
-        found: tuple[Tensor, Tensor] = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            query, key, value, attn_mask=mask, scale=scale
-        )
-        return found
-    scores = (query @ key.transpose(-1, -2)).float() * scale + mask  # [B, heads, Q, W]
-    total = scores.logsumexp(dim=-1)  # [B, heads, Q]
-    return (scores - total.unsqueeze(-1)).exp().to(value.dtype) @ value, total
-
-
 def _reading(banks: Sequence[PrefixBank]) -> Callable[..., tuple[Tensor, None]]:
-    def attend(
+    def attend_with_banks(
         module: nn.Module,
         query: Tensor,
         key: Tensor,
@@ -162,7 +149,7 @@ def _reading(banks: Sequence[PrefixBank]) -> Callable[..., tuple[Tensor, None]]:
         scale = size**-0.5 if scaling is None else scaling
         # A row has one query for each head; those that read the same keys lie side by side.
         packed = query.reshape(rows, key.shape[1], heads // key.shape[1], size)
-        own, total = attention(packed, key, value, mask=attention_mask, scale=scale)
+        own, total = attend(packed, key, value, scale=scale, causal=False, mask=attention_mask)
         layer: Any = module.layer_idx
         for bank in banks:
             # A row sits in one bank at most: in the others its weight is 0.
@@ -170,7 +157,7 @@ def _reading(banks: Sequence[PrefixBank]) -> Callable[..., tuple[Tensor, None]]:
             own = own.lerp(read, _sigmoid(of_prefix - total).unsqueeze(-1).to(own.dtype))
         return own.reshape(rows, 1, heads, own.shape[-1]), None
 
-    return attend
+    return attend_with_banks
 
 
 def states_of(layer: Any) -> tuple[Tensor, Tensor]:
