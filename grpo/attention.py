@@ -142,7 +142,7 @@ def attend(
 
     With it the log-sum-exp of the scores, float32 [B, H, L]. `mask`, of a shape that [B, H, L, K] takes, is added to
     the scores and takes the place of `causal`; what a query reads that it hides every key from says nothing."""
-    kernel = _kernel(query, mask)
+    kernel = _kernel(query, value, mask)
     if kernel == "cpu":
         output, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             query, key, value, 0.0, causal and mask is None, attn_mask=mask, scale=scale
@@ -172,7 +172,7 @@ def attend_backward(
     mask: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of query, key and value, where `output` and `lse` may be those over more keys than are given."""
-    kernel = _kernel(query, mask)
+    kernel = _kernel(query, value, mask)
     lse = lse.contiguous()
     if kernel == "cpu":
         of_query, of_key, of_value = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
@@ -211,8 +211,10 @@ def attend_backward(
     return to_query.to(query.dtype), to_key.to(key.dtype), to_value.to(value.dtype)
 
 
-def _kernel(query: Tensor, mask: Tensor | None) -> str:
+def _kernel(query: Tensor, value: Tensor, mask: Tensor | None) -> str:
     """Which of torch's kernels takes these: cpu, cuda, or none."""
+    if query.shape[-1] != value.shape[-1]:
+        return ""
     if query.device.type == "cpu":
         return "cpu"
     in_half = query.dtype in (torch.bfloat16, torch.float16)

@@ -61,7 +61,7 @@ def dense(query: Tensor, key: Tensor, value: Tensor, *, window: int | None) -> T
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 3e-6), (torch.bfloat16, 0.05)])
 def test_a_packed_row_is_attended_to_as_its_sequences(monkeypatch, kernel, window, dtype, bound):
     if kernel == "products":
-        monkeypatch.setattr(attention, "_kernel", lambda query, mask: "")
+        monkeypatch.setattr(attention, "_kernel", lambda query, value, mask: "")
     inputs = states(dtype=dtype)
     layout = Layout(SEGMENTS, device=CPU)
     found = attention._PackedAttention.apply(*inputs, layout, SCALE, window)
@@ -92,7 +92,7 @@ def test_products_and_kernel_agree_on_output_log_sum_exp_and_gradient(monkeypatc
     gradient = torch.randn(query.shape, generator=generator)
     found = []
     for way in ("cpu", ""):
-        monkeypatch.setattr(attention, "_kernel", lambda query, mask, way=way: way)
+        monkeypatch.setattr(attention, "_kernel", lambda query, value, mask, way=way: way)
         output, lse = attend(query, key, value, scale=SCALE, causal=causal, mask=None)
         # Over more keys than are given: the weights sum to less than one.
         parts = attend_backward(gradient, query, key, value, output, lse + 0.5, scale=SCALE, causal=causal, mask=None)
