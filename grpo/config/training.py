@@ -29,8 +29,9 @@ class TrainConfig(Section):
     """Train on every success of a group and on this many of its failures, drawn evenly and weighted for the others, so
     that the gradient stays unbiased: a large group with one success costs little to train on. null takes all."""
     tokens_per_micro_batch: int = Field(16384, ge=1)
-    """Tokens of one forward and backward pass, padding included; a longer rollout goes alone. Lower it when training
-    runs out of memory."""
+    """Tokens of one forward and backward pass; a longer rollout goes alone. A group's prompt counts once, and there is
+    no padding, but for a model whose attention cannot be packed (the start says so). Lower it when training runs out of
+    memory."""
     minibatches_per_step: int = Field(1, ge=1)
     """Optimizer updates in a pass over the step's groups."""
     epochs_per_step: int = Field(1, ge=1)
