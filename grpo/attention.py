@@ -15,11 +15,14 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedConfig
 
-from grpo.packing import Bucket, Layout
+from grpo.packing import Bucket, Layout, Segment
 
 NAME = "grpo_packed"
 UNKNOWN_OPTIONS = ("softcap", "s_aux", "position_bias")
 """What some models ask of attention and this one does not have."""
+
+GRADIENT_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01}
+"""Share of a gradient's spread by which a kernel's may differ: above rounding, far below what a wrong one is off by."""
 
 _active: ContextVar[Layout | None] = ContextVar("layout of the row under way", default=None)
 
@@ -73,7 +76,7 @@ class _PackedAttention(torch.autograd.Function):
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float, window: int | None
     ) -> Tensor:
         window = None if window is None or window >= layout.longest_tokens else window
-        output = torch.empty_like(query, memory_format=torch.contiguous_format)  # [T, H, d]
+        output = query.new_empty(*query.shape[:2], value.shape[-1])  # [T, H, d]
         lse = query.new_empty(query.shape[:2], dtype=torch.float32)  # [T, H]
         for bucket in layout.buckets:
             mask = None if window is None else layout.row_mask(bucket, window=window, dtype=query.dtype)
@@ -133,6 +136,44 @@ class _PackedAttention(torch.autograd.Function):
             to_key[prompt] += of_key[0].transpose(0, 1)
             to_value[prompt] += of_value[0].transpose(0, 1)
         return to_query, to_key, to_value, None, None, None
+
+
+def check_gradient(*, heads: int, key_heads: int, size: int, dtype: torch.dtype, device: torch.device) -> None:
+    """Raises ValueError where the gradient of a packed row is not that of all its scores, written out.
+
+    Kernels differ by device and type, and by what they take; a wrong gradient would be seen nowhere else."""
+    layout = Layout([Segment(3, (4, 2)), Segment(0, (5,))], device=device)
+    generator = torch.Generator().manual_seed(0)  # on the CPU: the same numbers for every device
+    drawn = [torch.randn(layout.num_tokens, number, size, generator=generator) for number in (heads, *[key_heads] * 2)]
+    gradient = torch.randn(layout.num_tokens, heads, size, generator=generator).to(device, dtype)
+    inputs = [states.to(device, dtype).requires_grad_() for states in drawn]
+    with torch.enable_grad():
+        output = _PackedAttention.apply(*inputs, layout, size**-0.5, None)
+        found = torch.autograd.grad(output, inputs, gradient)
+        query, key, value = (states.detach().float().requires_grad_() for states in inputs)
+        keys, values = (states.repeat_interleave(heads // key_heads, dim=1) for states in (key, value))
+        scores = torch.einsum("thd,shd->hts", query, keys) * size**-0.5  # [H, T, T]
+        weights = scores.masked_fill(~_sees(layout), -torch.inf).softmax(dim=-1)
+        whole = torch.einsum("hts,shd->thd", weights, values)
+        expected = torch.autograd.grad(whole, [query, key, value], gradient.float())
+    for name, one, two in zip(("query", "key", "value"), found, expected, strict=True):
+        gap, spread = float((one.float() - two).square().mean().sqrt()), float(two.std())
+        if not gap <= GRADIENT_TOLERANCE[dtype] * spread:
+            raise ValueError(f"the gradient of a {name} is off by {gap:.2g}, where they spread by {spread:.2g}")
+
+
+def _sees(layout: Layout) -> Tensor:
+    """Which tokens of the row each token sees, [T, T] bool."""
+    mask = torch.zeros(layout.num_tokens, layout.num_tokens, dtype=torch.bool)
+    at = 0
+    for segment in layout.segments:
+        prompt = slice(at, at + segment.prefix_tokens)
+        mask[prompt, prompt] = True
+        at += segment.prefix_tokens
+        for length in segment.row_tokens:
+            mask[at : at + length, prompt] = mask[at : at + length, at : at + length] = True
+            at += length
+    return mask.tril().to(layout.position_ids.device)
 
 
 def attend(

@@ -14,7 +14,7 @@ from transformers import Cache
 
 from grpo import recompute
 from grpo import steering as steer
-from grpo.attention import packed
+from grpo.attention import check_gradient, packed
 from grpo.batch import MicroBatch
 from grpo.logprobs import Choices, LossOf, chunked_logprobs, chunked_loss
 from grpo.model import base_of
@@ -191,7 +191,16 @@ class Policy(nn.Module):
         ids = torch.arange(layout.num_tokens, device=self.device) % self.vocabulary  # [T]
         rows = [[0, 1, 2, 3, 4, 5, 6], [0, 1, 2, 7, 8], [9, 10, 11, 12, 13]]  # places of the same as sequences
         own = [slice(3, 7), slice(3, 5), slice(0, 5)]
+        config = self._text_config
         try:
+            heads = config.num_attention_heads
+            check_gradient(
+                heads=heads,
+                key_heads=getattr(config, "num_key_value_heads", None) or heads,
+                size=getattr(config, "head_dim", None) or config.hidden_size // heads,
+                dtype=self.dtype,
+                device=self.device,
+            )
             found = self.hidden(ids.unsqueeze(0), position_ids=layout.position_ids.unsqueeze(0), layout=layout)[0]
         except torch.OutOfMemoryError:
             raise

@@ -101,6 +101,22 @@ def test_products_and_kernel_agree_on_output_log_sum_exp_and_gradient(monkeypatc
         assert_close(one, two, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_kernel_with_a_wrong_gradient_is_noticed_at_the_start(monkeypatch, dtype):
+    sizes = {"heads": 4, "key_heads": 2, "size": 16, "dtype": dtype, "device": CPU}
+    attention.check_gradient(**sizes)
+    original = attention.attend_backward
+
+    def scaled(*arguments: Tensor, scale: float, **options: object) -> tuple[Tensor, Tensor, Tensor]:
+        return original(*arguments, scale=1.1 * scale, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(attention, "attend_backward", scaled)
+    with pytest.raises(ValueError, match="the gradient of a query is off by"):
+        attention.check_gradient(**sizes)
+    policy = tiny_policy("llama")
+    assert (policy.packs, "gradient of a query" in policy.why_not_packed) == (False, True)
+
+
 # --- through models ---------------------------------------------------------------------------------------------------
 
 
