@@ -38,6 +38,13 @@ def test_the_area_counts_the_start_until_the_profile_is_paid_and_the_end_up_to_t
     )  # the last step may pass the budget
 
 
+def test_runs_that_share_a_profile_begin_practice_sooner_by_what_they_do_not_pay(script):
+    result = result_of([(20, 0.2), (100, 0.4)])  # 20 tokens of profile
+    assert script.tables.area(result) == pytest.approx(0.2 * 0.2 + 0.8 * 0.3)
+    # Two runs: 10 tokens each, and the last score for the 10 that are left over.
+    assert script.tables.area(result, num_runs=2) == pytest.approx(0.1 * 0.2 + 0.8 * 0.3 + 0.1 * 0.4)
+
+
 def test_the_isotonic_regression_pools_what_falls(script):
     assert script.tables.isotonic([1.0, 3.0, 2.0, 2.0, 4.0]).tolist() == pytest.approx([1, 7 / 3, 7 / 3, 7 / 3, 4])
     assert script.tables.isotonic([3.0, 2.0, 1.0]).tolist() == [2.0, 2.0, 2.0]
