@@ -131,7 +131,7 @@ def test_every_fault_of_a_file_is_named_at_once_on_a_line_of_its_own():
 
 def test_a_sentence_of_several_lines_is_one_line_in_a_message():
     (line,) = refusal("train.tokens_per_micro_batch=0").splitlines()
-    assert line.endswith("a longer rollout goes alone. Lower it when training runs out of memory.)")
+    assert line.endswith("cannot be packed (the start says so). Lower it when training runs out of memory.)")
 
 
 # --- rules between fields --------------------------------------------------------------------------------------------
