@@ -1,7 +1,7 @@
 """What a forward has put in place while it runs, and activation checkpointing has to put back when it runs it again.
 
-By the time of the backward pass the forward's own contexts are over: without them a block would be computed again
-without its steering, or with another attention."""
+By the time of the backward pass the forward's own contexts are over: without them a block would be computed again with
+another attention."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
