@@ -45,6 +45,7 @@ class MicroBatch:
     input_ids: Tensor  # [T]
     layout: Layout  # of the T tokens
     predicts_action: Tensor  # [T] bool: positions whose next token the policy chose; A of them
+    is_action: Tensor  # [T] bool: positions whose own token the policy chose
     targets: Tensor  # [A], the chosen tokens, in row order
     rollout_index: Tensor  # [A], place among `rollouts` of each action token
     temperature: Tensor  # [A]
@@ -259,6 +260,7 @@ def _collate(
 ) -> MicroBatch:
     ids: list[int] = []
     predicts: list[bool] = []
+    actions: list[bool] = []
     targets: list[int] = []
     logprobs: list[float] = []
     segments: list[tuple[int, list[int]]] = []
@@ -272,15 +274,17 @@ def _collate(
             segments.append((num_prefix, []))
             ids += rollout.token_ids[:num_prefix]
             predicts += [False] * num_prefix
+            actions += [False] * num_prefix
         shared = row.prompt
         segments[-1][1].append(row.num_tokens - num_prefix)
         ids += rollout.token_ids[num_prefix : row.num_tokens]
         predicts += rollout.action_mask[num_prefix + 1 : row.num_tokens + 1]
+        actions += rollout.action_mask[num_prefix : row.num_tokens]
         chosen = [place for place, action in enumerate(rollout.action_mask) if action]
         targets += [rollout.token_ids[place] for place in chosen]
         logprobs += [rollout.logprobs[place] for place in chosen]
     if not rows:  # a filler has one token: models take no empty batch
-        ids, predicts, segments = [0], [False], [(0, [1])]
+        ids, predicts, actions, segments = [0], [False], [False], [(0, [1])]
     trained = [row.trained for row in rows]
     own_tokens = torch.tensor([row.num_actions for row in rows], dtype=torch.long)  # [B]
     group_tokens = torch.tensor([t.group_tokens for t in trained], dtype=torch.long)  # [B]
@@ -295,6 +299,7 @@ def _collate(
         input_ids=torch.tensor(ids).to(device),
         layout=Layout([Segment(prefix, tuple(lengths)) for prefix, lengths in segments], device=device),
         predicts_action=torch.tensor(predicts).to(device),
+        is_action=torch.tensor(actions).to(device),
         targets=torch.tensor(targets, dtype=torch.long).to(device),
         rollout_index=rollout_index.to(device),
         temperature=of_tokens([t.rollout.temperature for t in trained], torch.float32),

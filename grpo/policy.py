@@ -6,37 +6,61 @@ what the trainer scores. Its forward takes a micro-batch and returns loss and lo
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from transformers import Cache
 
 from grpo import recompute
-from grpo import steering as steer
 from grpo.attention import check_gradient, packed
 from grpo.batch import MicroBatch
 from grpo.logprobs import Choices, LossOf, chunked_logprobs, chunked_loss
 from grpo.model import base_of
 from grpo.packing import Layout, Segment
+from grpo.steering import Readings, Steering, Watched, check_vectors, decoder_blocks, hooked
 
 # Share of the hidden states' spread by which a packed row may differ from rows alone: above rounding, below what a
 # wrong mask or position does.
 PACKING_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
 
 
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a forward is asked for beside log-probs."""
+
+    loss_of: LossOf | None = None  # the loss to make of them
+    token_by_token: bool = True  # whether a token's loss is a function of its own log-prob
+    entropy: bool = True
+
+
+class Scored(NamedTuple):
+    """What a forward gives: tensors of A action tokens, in row order."""
+
+    loss: Tensor | None  # [], with a gradient; None where none was asked for
+    logprobs: Tensor  # [A], nats
+    entropy: Tensor | None  # [A], nats; None where it was not asked for
+    projections: Tensor | None  # [A, W], of the positions before the tokens; None where nothing is watched
+
+
+SCORES = Wanted()
+
+
 class Policy(nn.Module):
-    """Wraps a model of `grpo.model`. `model` may carry adapters; `steering` is None or applied in every forward."""
+    """Wraps a model of `grpo.model`. `model` may carry adapters; `steering` is None or applied in every forward, and
+    projections on `watched` directions, where there are any, come with those that train."""
 
     def __init__(self, model: nn.Module) -> None:
         """Raises ValueError where head(hidden(x)) is not the model's own logits, so that nothing is scored wrongly."""
         super().__init__()
         self.model = model
-        self.steering: steer.Steering | None = None
+        self.steering: Steering | None = None
+        self.watched: Watched | None = None
         base = base_of(model)
         # Held in a tuple: a module attribute would register the same weights a second time.
         self._parts: tuple[Any, Any] = (base.base_model, base.get_output_embeddings())
-        self._blocks = (steer.decoder_blocks(base),)
+        self._blocks = (decoder_blocks(base),)
         config = base.config.get_text_config()
         self._softcap: float | None = getattr(config, "final_logit_softcapping", None)  # Gemma
         # Cohere multiplies its logits, Granite divides them.
@@ -67,11 +91,22 @@ class Policy(nn.Module):
         dtype: torch.dtype = self._parts[0].dtype
         return dtype
 
-    def steer(self, steering: steer.Steering | None) -> None:
+    def steer(self, steering: Steering | None) -> None:
         """Steer every forward from here on, or none. Raises ValueError for a block or width that the model has not."""
         if steering is not None:
-            steer.check(steering, self._blocks[0], hidden_size=self.hidden_size)
+            check_vectors(steering.vectors, self._blocks[0], hidden_size=self.hidden_size, what="steering")
         self.steering = steering
+
+    def watch(self, watched: Watched | None) -> None:
+        """Read projections from every training forward from here on, or none. Raises ValueError as `steer` does."""
+        if watched is not None:
+            check_vectors(watched.directions, self._blocks[0], hidden_size=self.hidden_size, what="a watched trait")
+        self.watched = watched
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The decoder blocks, in order: what steering and watching name by number."""
+        return self._blocks[0]
 
     def hidden(
         self,
@@ -81,14 +116,18 @@ class Policy(nn.Module):
         attention_mask: Tensor | dict[str, Tensor] | None = None,
         cache: Cache | None = None,
         steer_at: Tensor | None = None,
+        readings: Readings | None = None,
         layout: Layout | None = None,
     ) -> Tensor:
         """Final hidden states [B, T, D] of `input_ids` [B, T].
 
-        Without a mask, attention is causal and rows are padded on the right. `steer_at` [B, T] bool are the
-        positions whose next token is the policy's own. With a `layout` the input is one packed row, B = 1."""
+        Without a mask, attention is causal and rows are padded on the right. `steer_at` [B, T] bool are the positions
+        that `steering` acts at. Projections on what is watched are written into `readings`. With a `layout` the input
+        is one packed row, B = 1."""
         with recompute.kept(
-            lambda: steer.steered(self._blocks[0], self.steering, steer_at),
+            lambda: hooked(
+                self._blocks[0], steering=self.steering, at=steer_at, watched=self.watched, readings=readings
+            ),
             lambda: nullcontext() if layout is None else packed(self._text_config, layout),
         ):
             output: Any = self._parts[0](
@@ -108,54 +147,66 @@ class Policy(nn.Module):
         return logits if self._softcap is None else torch.tanh(logits / self._softcap) * self._softcap
 
     def forward(
-        self,
-        batch: MicroBatch,
-        loss_of: LossOf | None = None,
-        *,
-        token_by_token: bool = True,
-        with_entropy: bool = True,
-    ) -> tuple[Tensor | None, Tensor, Tensor | None]:
-        """Loss [], the action tokens' log-probs under the distributions that they were drawn from, and the entropies
-        of these: both [A], nats. The loss alone has a gradient.
+        self, batch: MicroBatch, wanted: Wanted = SCORES
+    ) -> tuple[Tensor | None, Tensor, Tensor | None, Tensor | None]:
+        """The fields of `Scored`: a plain tuple, which every wrapper of modules knows how to walk.
 
-        Without `loss_of` there is no loss. `token_by_token` and `with_entropy` as in `grpo.logprobs.chunked_loss`."""
+        The log-probs and entropies are of the distributions that the tokens were drawn from."""
         with self._recomputing():
+            hidden, projections = self.action_hidden(batch)
             choices = Choices(
-                hidden=self.action_hidden(batch),
+                hidden=hidden,
                 targets=batch.targets,
                 temperature=batch.temperature,
                 kept=batch.kept,
                 vocabulary=self.vocabulary,
             )
-            if loss_of is not None and not self.shards_head:
-                return chunked_loss(
+            if wanted.loss_of is not None and not self.shards_head:
+                with_loss = chunked_loss(
                     choices,
-                    loss_of,
+                    wanted.loss_of,
                     head=self.head,
                     head_weights=[weight for weight in self._parts[1].parameters() if weight.requires_grad],
-                    token_by_token=token_by_token,
-                    with_entropy=with_entropy,
+                    token_by_token=wanted.token_by_token,
+                    with_entropy=wanted.entropy,
                 )
+                return *with_loss, projections
             logprobs, entropy = chunked_logprobs(
-                choices, head=self.head, with_entropy=with_entropy, most_tokens=batch.most_actions
+                choices, head=self.head, with_entropy=wanted.entropy, most_tokens=batch.most_actions
             )
-            loss = None if loss_of is None else loss_of(logprobs, slice(0, len(logprobs)))
-            return loss, logprobs.detach(), entropy
+            loss = None if wanted.loss_of is None else wanted.loss_of(logprobs, slice(0, len(logprobs)))
+            return loss, logprobs.detach(), entropy, projections
 
-    def action_hidden(self, batch: MicroBatch) -> Tensor:
-        """Hidden states [A, D] of the positions whose next token the policy chose."""
-        steers = self.steering is not None
+    def action_hidden(self, batch: MicroBatch) -> tuple[Tensor, Tensor | None]:
+        """Hidden states [A, D] of the positions whose next token the policy chose, and their projections [A, W]."""
+        readings = None if self.watched is None else Readings()
         if self.packs:
-            hidden = self.hidden(
-                batch.input_ids.unsqueeze(0),
-                position_ids=batch.layout.position_ids.unsqueeze(0),
-                steer_at=batch.predicts_action.unsqueeze(0) if steers else None,
-                layout=batch.layout,
-            )[0]  # [T, D]
-            return hidden[batch.predicts_action]
-        places, real = batch.layout.padded()  # [B, L], [B, L]
-        predicts = batch.predicts_action[places] & real
-        return self.hidden(batch.input_ids[places], steer_at=predicts if steers else None)[predicts]
+            ids, chooses, chosen = (
+                flat.unsqueeze(0) for flat in (batch.input_ids, batch.predicts_action, batch.is_action)
+            )  # [1, T]
+            position_ids, layout = batch.layout.position_ids.unsqueeze(0), batch.layout
+        else:
+            places, real = batch.layout.padded()  # [B, L], [B, L]
+            ids, chooses, chosen = (
+                batch.input_ids[places],
+                batch.predicts_action[places] & real,
+                batch.is_action[places] & real,
+            )
+            position_ids, layout = None, None
+        hidden = self.hidden(
+            ids,
+            position_ids=position_ids,
+            steer_at=None if self.steering is None else self.steering.where(chooses=chooses, chosen=chosen),
+            readings=readings,
+            layout=layout,
+        )
+        return hidden[chooses], self._read(readings, chooses)
+
+    def _read(self, readings: Readings | None, chooses: Tensor) -> Tensor | None:
+        """The projections [A, W] of the positions [B, T] that choose."""
+        if readings is None or self.watched is None:
+            return None
+        return torch.cat([readings.of_blocks[block][chooses] for block in self.watched.directions], dim=-1)
 
     @contextmanager
     def _recomputing(self) -> Iterator[None]:

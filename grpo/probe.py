@@ -24,7 +24,7 @@ from grpo.config import RunConfig, dump, load
 from grpo.errors import ConfigError, OutOfMemoryError, RunError, says_out_of_memory
 from grpo.model import load_model, load_tokenizer, max_positions, skeleton
 from grpo.optim import Optimizer
-from grpo.policy import Policy
+from grpo.policy import Policy, Wanted
 from grpo.recipe import stages_of
 from grpo.types import Rollout, StopReason
 
@@ -125,7 +125,7 @@ def measured(config: RunConfig, *, tokens: int, longest: int, device: torch.devi
 
 def _loss(policy: Policy, batch: MicroBatch) -> Tensor:
     loss: Tensor
-    loss, _, _ = policy(batch, lambda logprobs, part: (logprobs * batch.weights[part]).sum())
+    loss, *_ = policy(batch, Wanted(loss_of=lambda logprobs, part: (logprobs * batch.weights[part]).sum()))
     return loss
 
 

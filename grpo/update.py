@@ -18,6 +18,7 @@ from grpo.distributed.world import World
 from grpo.errors import DivergenceError
 from grpo.losses import LossTerms, policy_loss
 from grpo.optim import learning_rate
+from grpo.policy import Wanted
 from grpo.tracking.metrics import loss_metrics, sampler_metrics
 from grpo.types import Group, Stage, StepStats
 from rewards import soft_overlong_penalty
@@ -153,7 +154,7 @@ class Updater:
     @torch.no_grad()
     def _score(self, batch: MicroBatch, own: StepStats) -> Tensor:
         """The policy's log-probs [A] before the step's first update."""
-        _, logprobs, _ = self._strategy.forward(batch, with_entropy=False)
+        logprobs = self._strategy.forward(batch, Wanted(entropy=False)).logprobs
         sampler_metrics(own, batch, policy_logprobs=logprobs)
         self._world.progress()
         return torch.where(batch.stale, batch.sampler_logprobs, logprobs)
@@ -187,15 +188,18 @@ class Updater:
                 config=self._config.loss,
             )
 
-        loss, logprobs, entropy = self._strategy.forward(
+        scored = self._strategy.forward(
             batch,
-            lambda logprobs, part: terms_of(logprobs, part).loss,
-            token_by_token=self._config.loss.ratio == "token",
-            with_entropy=with_entropy,
+            Wanted(
+                loss_of=lambda logprobs, part: terms_of(logprobs, part).loss,
+                token_by_token=self._config.loss.ratio == "token",
+                entropy=with_entropy,
+            ),
         )
-        assert loss is not None
-        self._strategy.backward(loss, last=last)
-        loss_metrics(own, terms_of(logprobs, slice(0, len(logprobs))), entropy=entropy)
+        assert scored.loss is not None
+        self._strategy.backward(scored.loss, last=last)
+        logprobs = scored.logprobs
+        loss_metrics(own, terms_of(logprobs, slice(0, len(logprobs))), entropy=scored.entropy)
         if before_step:
             sampler_metrics(own, batch, policy_logprobs=logprobs)
         return torch.where(batch.stale, batch.sampler_logprobs, logprobs) if old_logprobs is None else old_logprobs

@@ -32,6 +32,7 @@ from grpo.evaluation import by_column, evaluate
 from grpo.folder import write_json
 from grpo.logprobs import LossOf
 from grpo.optim import Optimizer
+from grpo.policy import Wanted
 from grpo.recipe import Run
 from grpo.rollout import Attempts
 from grpo.sft import cold_start
@@ -192,7 +193,7 @@ def supervised_step(run: Run, rollouts: Sequence[Rollout], optimizer: Optimizer,
         shares_prompts=run.policy.packs,
     )
     for batch in batches:
-        loss, _, _ = run.policy(batch, negative_likelihood(batch.weights))
+        loss, *_ = run.policy(batch, Wanted(loss_of=negative_likelihood(batch.weights)))
         optimizer.backward(loss)
     optimizer.update(rate=learning_rate)
     run.rollouts.load_weights()

@@ -12,7 +12,7 @@ from grpo.attention import attend, attend_backward
 from grpo.batch import micro_batches
 from grpo.config import LossConfig
 from grpo.packing import Layout, Segment
-from grpo.policy import Policy
+from grpo.policy import Policy, Wanted
 from grpo.steering import Steering
 from tests.conftest import ARCHITECTURES, SIZES, tiny_policy
 from tests.test_batch import gradients_of, largest_difference, loss_of, random_groups, tolerance
@@ -129,7 +129,7 @@ def gradient(policy: Policy, *, packs: bool) -> dict[str, Tensor]:
         groups, tokens_per_micro_batch=120, limit_tokens=30, aggregation="group", device=CPU, shares_prompts=packs
     ):
         assert bool(batch.layout.prefixes) == packs
-        loss, _, _ = policy(batch, loss_of(batch, LossConfig()))
+        loss, *_ = policy(batch, Wanted(loss_of=loss_of(batch, LossConfig())))
         loss.backward()
     return gradients_of(policy)
 

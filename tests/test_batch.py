@@ -15,7 +15,7 @@ from grpo.batch import MicroBatch, TrainedRollout, micro_batches, minibatches, t
 from grpo.config import LossConfig
 from grpo.logprobs import LossOf
 from grpo.losses import policy_loss
-from grpo.policy import Policy
+from grpo.policy import Policy, Wanted
 from grpo.steering import Steering
 from grpo.types import Group, KeptSets, Message, Problem, Rollout, StopReason
 from rewards import Reward, RewardSpec
@@ -113,7 +113,8 @@ def scored(policy: Policy, rollout: Rollout, *, noise: float, rng: random.Random
 
 def add_gradient(policy: Policy, batches: Sequence[MicroBatch], config: LossConfig) -> None:
     for batch in batches:
-        loss, _, _ = policy(batch, loss_of(batch, config), token_by_token=config.ratio == "token")
+        wanted = Wanted(loss_of=loss_of(batch, config), token_by_token=config.ratio == "token")
+        loss, *_ = policy(batch, wanted)
         loss.backward()
 
 
@@ -380,7 +381,7 @@ def test_a_rank_without_a_rollout_has_a_filler_that_adds_nothing_to_the_gradient
     policy = tiny_policy("llama")
     (only,), (filler,) = parts([trained_of([rollout_of(3, 4)])], num_ranks=2, tokens=WHOLE)
     assert (len(only.rollouts), len(filler.rollouts), len(filler.targets)) == (1, 0, 0)
-    loss, logprobs, entropy = policy(filler, loss_of(filler, LossConfig()))
+    loss, logprobs, entropy, _ = policy(filler, Wanted(loss_of=loss_of(filler, LossConfig())))
     assert (len(logprobs), len(entropy)) == (0, 0)
     loss.backward()
     assert all(not parameter.grad.any() for parameter in policy.parameters() if parameter.grad is not None)

@@ -19,7 +19,7 @@ FLOORS = (
         *("probe", "check", "scoring", "replay", "recipe", "final_evaluation", "starts", "trainer", "thermostat"),
         *("update", "sft", "profiling", "evaluation"),
     ),
-    ("collecting", "profile_meter", "rollout", "sampling", "tracking"),
+    ("collecting", "persona", "profile_meter", "rollout", "sampling", "tracking"),
     (
         *(
             "manifest",

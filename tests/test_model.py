@@ -22,7 +22,7 @@ from grpo.config import ModelConfig, OptimConfig
 from grpo.errors import ConfigError
 from grpo.model import DTYPES, Float32Head, base_of, load_model, load_tokenizer, skeleton
 from grpo.optim import Optimizer
-from grpo.policy import Policy
+from grpo.policy import Policy, Wanted
 from grpo.sampling import native
 from grpo.sampling.native import check_decoding
 from grpo.types import Rollout, StopReason
@@ -350,7 +350,7 @@ def loss_of(policy: Policy) -> torch.Tensor:
         device=policy.device,
         shares_prompts=policy.packs,
     )
-    loss, _, _ = policy(batch, lambda logprobs, part: -(logprobs * batch.weights[part]).sum())
+    loss, *_ = policy(batch, Wanted(loss_of=lambda logprobs, part: -(logprobs * batch.weights[part]).sum()))
     return loss
 
 

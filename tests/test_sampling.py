@@ -86,7 +86,7 @@ def largest_gap(policy: Policy, requests: Sequence[Request], completions: Sequen
     gaps = []
     with torch.no_grad():
         for batch in batches:
-            std = float(policy.head(policy.action_hidden(batch)).std())
+            std = float(policy.head(policy.action_hidden(batch)[0]).std())
             temperature = requests[0].temperature
             bound = 1e-5 * max(1.0, 1 / temperature) * max(1.0, std)
             gaps.append(float((policy(batch)[1] - batch.sampler_logprobs).abs().max()) / bound)
@@ -210,7 +210,7 @@ def test_in_bfloat16_sampler_and_trainer_log_probs_agree_to_its_own_rounding(pol
         [trained], tokens_per_micro_batch=10_000, limit_tokens=24, aggregation="token", device=torch.device("cpu")
     )
     with torch.no_grad():
-        largest = float(policy.head(policy.action_hidden(batch)).abs().max())
+        largest = float(policy.head(policy.action_hidden(batch)[0]).abs().max())
         gap = float((policy(batch)[1] - batch.sampler_logprobs).abs().max())
     assert gap < largest / 256
 

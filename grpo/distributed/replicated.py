@@ -14,9 +14,8 @@ from grpo import checkpoint, optim
 from grpo.batch import MicroBatch
 from grpo.config import OptimConfig
 from grpo.distributed.world import World
-from grpo.logprobs import LossOf
 from grpo.optim import Optimizer
-from grpo.policy import Policy
+from grpo.policy import SCORES, Policy, Scored, Wanted
 
 
 class Replicated:
@@ -45,16 +44,8 @@ class Replicated:
     def whole_policy(self) -> Policy:
         return self._policy
 
-    def forward(
-        self,
-        batch: MicroBatch,
-        loss_of: LossOf | None = None,
-        *,
-        token_by_token: bool = True,
-        with_entropy: bool = True,
-    ) -> tuple[Tensor | None, Tensor, Tensor | None]:
-        loss, logprobs, entropy = self._policy(batch, loss_of, token_by_token=token_by_token, with_entropy=with_entropy)
-        return loss, logprobs, entropy
+    def forward(self, batch: MicroBatch, wanted: Wanted = SCORES) -> Scored:
+        return Scored(*self._policy(batch, wanted))
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         self._optimizer.backward(loss)

@@ -10,8 +10,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from grpo.batch import MicroBatch
-from grpo.logprobs import LossOf
-from grpo.policy import Policy
+from grpo.policy import SCORES, Policy, Scored, Wanted
 
 
 class Strategy(Protocol):
@@ -31,15 +30,8 @@ class Strategy(Protocol):
         """A policy with whole weights on every rank for another trainer, before the first update; the strategy's own
         policy, or a copy that `load_weights` is to take what was trained from."""
 
-    def forward(
-        self,
-        batch: MicroBatch,
-        loss_of: LossOf | None = None,
-        *,
-        token_by_token: bool = True,
-        with_entropy: bool = True,
-    ) -> tuple[Tensor | None, Tensor, Tensor | None]:
-        """As `Policy.forward`: loss, log-probs and entropies [A] of this rank's own micro-batch."""
+    def forward(self, batch: MicroBatch, wanted: Wanted = SCORES) -> Scored:
+        """As `Policy.forward`, of this rank's own micro-batch."""
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         """Add the gradient of one micro-batch's share of the update's loss; `last` says that it is the update's last.

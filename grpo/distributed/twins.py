@@ -13,7 +13,7 @@ from transformers import Cache
 from grpo.distributed.world import World
 from grpo.packing import Layout
 from grpo.policy import Policy
-from grpo.steering import Steering
+from grpo.steering import Readings, Steering
 
 DONE, HIDDEN, HEAD = 0, 1, 2  # what a rank that samples layer by layer wants next; the ranks do the largest
 
@@ -70,6 +70,7 @@ class LayerByLayer(_Twin):
         attention_mask: Tensor | dict[str, Tensor] | None = None,
         cache: Cache | None = None,
         steer_at: Tensor | None = None,
+        readings: Readings | None = None,
         layout: Layout | None = None,
     ) -> Tensor:
         """As `Policy.hidden`."""
@@ -80,6 +81,7 @@ class LayerByLayer(_Twin):
             attention_mask=attention_mask,
             cache=cache,
             steer_at=steer_at,
+            readings=readings,
             layout=layout,
         )
 

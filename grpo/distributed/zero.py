@@ -26,9 +26,8 @@ from grpo.distributed.deepspeed_config import STAGES, resolved
 from grpo.distributed.twins import Gathered, LayerByLayer, layer_by_layer, unfilled_twin
 from grpo.distributed.world import World
 from grpo.errors import CheckpointError, ConfigError
-from grpo.logprobs import LossOf
 from grpo.optim import ADAMW_MOMENTS, LossScale
-from grpo.policy import Policy
+from grpo.policy import SCORES, Policy, Scored, Wanted
 
 LARGEST_SHARE = 0.5
 """Of the free memory that gathered weights may take: what samples needs room for its cache and logits too."""
@@ -100,18 +99,9 @@ class Zero:
         else:
             yield sampled
 
-    def forward(
-        self,
-        batch: MicroBatch,
-        loss_of: LossOf | None = None,
-        *,
-        token_by_token: bool = True,
-        with_entropy: bool = True,
-    ) -> tuple[Tensor | None, Tensor, Tensor | None]:
+    def forward(self, batch: MicroBatch, wanted: Wanted = SCORES) -> Scored:
         by_engine = self._stage == 3 or torch.is_grad_enabled()
-        module = self._engine if by_engine else self._policy
-        loss, logprobs, entropy = module(batch, loss_of, token_by_token=token_by_token, with_entropy=with_entropy)
-        return loss, logprobs, entropy
+        return Scored(*(self._engine if by_engine else self._policy)(batch, wanted))
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         if not self._in_update:

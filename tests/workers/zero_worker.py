@@ -26,7 +26,7 @@ from grpo.distributed.world import World
 from grpo.distributed.zero import Zero
 from grpo.logprobs import LossOf
 from grpo.model import load_model, load_tokenizer
-from grpo.policy import Policy
+from grpo.policy import Policy, Wanted
 from grpo.sampling.native import NativeSampler
 from grpo.sampling.protocol import Completion, Request
 from grpo.steering import Steering
@@ -123,7 +123,7 @@ def batches(number: int, *, seed: int, rank: int, num_ranks: int) -> list[MicroB
 
 def accumulate(strategy: Strategy, update: Sequence[MicroBatch], *, factor: float = 1.0) -> None:
     for place, batch in enumerate(update):
-        loss, _, _ = strategy.forward(batch, loss_of(batch, factor=factor))
+        loss = strategy.forward(batch, Wanted(loss_of=loss_of(batch, factor=factor))).loss
         assert loss is not None
         strategy.backward(loss, last=place + 1 == len(update))
 
