@@ -20,6 +20,7 @@ from transformers import (
 from grpo import recompute, tasks
 from grpo.config import LoraConfig, ModelConfig
 from grpo.errors import ConfigError
+from grpo.norms import quicken_norms
 from grpo.seeds import torch_seed
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -81,7 +82,9 @@ def load_model(
             "model.dtype = 'float16' on the CPU: float16 is for GPUs, a CPU computes it by way of float32, slowly; set "
             "model.dtype: float32 or bfloat16, or run.device: cuda"
         )
-    return initial_model(config, tokenizer=tokenizer, seed=seed).to(device)
+    model = initial_model(config, tokenizer=tokenizer, seed=seed).to(device)
+    quicken_norms(model)
+    return model
 
 
 def initial_model(config: ModelConfig, *, tokenizer: PreTrainedTokenizerBase, seed: int) -> nn.Module:

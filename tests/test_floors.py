@@ -36,7 +36,7 @@ FLOORS = (
         *("evaluation_sets", "practice", "data", "published", "chat"),
         *("model", "steering", "tasks", "watchdog", "heartbeat", "guards"),
     ),
-    ("attention", "advantages", "losses", "logprobs", "packing"),
+    ("attention", "advantages", "losses", "logprobs", "norms", "packing"),
     ("types", "config", "seeds", "errors", "recompute"),
 )
 WITHOUT_TORCH = ("types", "config", "seeds", "errors", "folder", "practice", "scoring", "cli")

@@ -56,10 +56,15 @@ POOLS: Mapping[str, Pool] = {
     ),
     # Stage one has practised moderate problems of the same rows; every arm goes on from its last policy.
     "stage two": Pool(
-        rows={"num_rows": 2128, "operations": EVEN},
+        # Half as many, since labels of extreme problems take up to 64 rollouts each, and half as many tokens again.
+        rows={"num_rows": 1128, "operations": EVEN},
         arms=("moderate on", "fresh moderate", "extreme", "extreme, groups of 64"),
         reference="moderate on",
-        changes=("data.heldout.options={num_rows: 2048, operations: {4: 1, 5: 1}}", "data.heldout_problems=2048"),
+        changes=(
+            "data.heldout.options={num_rows: 2048, operations: {4: 1, 5: 1}}",
+            "data.heldout_problems=2048",
+            "train.max_tokens=1200000",
+        ),
         after_stage_one=True,
     ),
 }
