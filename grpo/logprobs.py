@@ -18,6 +18,7 @@ Head = Callable[[Tensor], Tensor]  # [A, D] -> logits [A, V]
 LossOf = Callable[[Tensor, slice], Tensor]
 """The loss, a sum over tokens, of the log-probs [C] of the tokens that the slice names."""
 
+LEAST = torch.finfo(torch.float32).min
 CHUNK_ELEMENTS = {"cpu": 2**22, "cuda": 2**26}
 """Logits of one chunk: 16 MiB in float32 where a cache is to hold them, 256 MiB where few rows leave a GPU idle."""
 
@@ -78,11 +79,10 @@ class Choices:
         return logprobs.gather(-1, self.targets.unsqueeze(-1)).squeeze(-1)
 
 
-def entropy_of(logprobs: Tensor, probabilities: Tensor) -> Tensor:
-    """Entropy in nats [A] of distributions [A, V]."""
-    # 0 · −inf off the kept set counts as 0, which is its limit. A product of rows makes no third tensor of [A, V].
-    finite = logprobs.clamp_min(torch.finfo(logprobs.dtype).min)
-    return -torch.einsum("av,av->a", probabilities, finite)
+def entropy_of(finite_logprobs: Tensor, probabilities: Tensor) -> Tensor:
+    """Entropy in nats [A] of distributions [A, V], whose log-probs of −inf have been brought to LEAST: they count as
+    0 · LEAST = 0, the limit of p log p."""
+    return -torch.einsum("av,av->a", probabilities, finite_logprobs)  # makes no third tensor of [A, V]
 
 
 def chunked_logprobs(
@@ -99,7 +99,7 @@ def chunked_logprobs(
         if not with_entropy:
             return chosen.unsqueeze(0)
         with torch.no_grad():
-            entropy = entropy_of(logprobs, logprobs.exp())  # [C]
+            entropy = entropy_of(logprobs.clamp_min(LEAST), logprobs.exp())  # [C]
         return torch.stack([chosen, entropy])  # [2, C]
 
     pieces = []
@@ -154,7 +154,10 @@ class _Loss(torch.autograd.Function):
         loss = hidden.new_zeros((), dtype=torch.float32)
         to_hidden = torch.empty_like(hidden, dtype=torch.float32)  # [A, D]
         to_weights = [torch.zeros_like(weight, dtype=torch.float32) for weight in weights]
-        pieces, entropies = [], []
+        # Written in place: small tensors that outlive a chunk would lie between the large ones of the next, and the
+        # allocator could not give those the same memory again.
+        everything = hidden.new_empty(len(choices.targets), dtype=torch.float32)  # [A]
+        entropy = torch.empty_like(everything) if with_entropy else None  # [A]
         for part, chunk in choices.chunks(most_tokens=0):
             with torch.enable_grad():
                 of_chunk = chunk.hidden.detach().requires_grad_()
@@ -166,8 +169,8 @@ class _Loss(torch.autograd.Function):
                 of_loss = loss_of(leaf, part)
             (slope,) = torch.autograd.grad(of_loss, leaf)  # [C]
             probabilities = logprobs.exp()  # [C, V]
-            if with_entropy:
-                entropies.append(entropy_of(logprobs, probabilities))
+            if entropy is not None:
+                entropy[part] = entropy_of(logprobs.clamp_min_(LEAST), probabilities)
             del logprobs
             # d log p(target) / d logit = (1{target} − p) / temperature
             slope = slope / chunk.temperature
@@ -176,13 +179,13 @@ class _Loss(torch.autograd.Function):
             to_logits = probabilities.mul_(-slope).scatter_add_(-1, chunk.targets.unsqueeze(-1), slope)  # [C, V]
             found = torch.autograd.grad(logits, [of_chunk, *weights], to_logits.to(logits.dtype))
             to_hidden[part] = found[0].float() / scale
-            for target, gradient in zip(to_weights, found[1:], strict=True):
-                target.add_(gradient / scale)
+            for place, target in enumerate(to_weights, start=1):
+                target.addcmul_(found[place], 1 / scale)  # without a third tensor of the head's size
+            del logits, to_logits, probabilities, found  # before the next chunk's are made
             loss += of_loss.detach()
-            pieces.append(chosen)
+            everything[part] = chosen
         ctx.save_for_backward(to_hidden, *to_weights)
         ctx.dtypes = [tensor.dtype for tensor in (hidden, *weights)]
-        everything, entropy = torch.cat(pieces), torch.cat(entropies) if with_entropy else None
         ctx.mark_non_differentiable(everything, *([entropy] if entropy is not None else []))
         return loss, everything, entropy
 
