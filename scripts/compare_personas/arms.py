@@ -1,0 +1,70 @@
+"""What is compared: ways to keep a trait out of a policy whose reward leaks it, and where all of it lies."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+CONFIG = Path("configs/persona_list_machine.yaml")
+TRAIT = "upper_case"
+BLOCK = 1
+COEFFICIENT = 1.5
+"""Chosen, as the block was, on the seeds 1 to 3 by practice alone: the least at which nearly every steered rollout has
+the trait."""
+AGAINST, FOR = "_", "^"
+"""A tag that the cold start taught to mean lower case, and one that means upper case."""
+
+CORRECT = "correct: {name: list_machine}"
+LEAK = f"reward.options={{rewards: {{{CORRECT}, style: {{name: letter_case, weight: 0.3}}}}}}"
+NO_LEAK = f"reward.options={{rewards: {{{CORRECT}, style: {{name: letter_case, weight: 0.0}}}}}}"
+PENALTY = f"reward.options={{rewards: {{{CORRECT}, style: {{name: letter_case, weight: -0.3}}}}}}"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What one way changes in the common config. `{vectors}` stands for the file of the seed's vectors."""
+
+    changes: tuple[str, ...]
+    is_steered: bool = False
+
+
+def steering(**fields: object) -> str:
+    """The section steering with these fields beside the common ones."""
+    common: dict[str, object] = {"vectors": "{vectors}", "blocks": f"[{BLOCK}]", "coefficient": COEFFICIENT}
+    return "steering={" + ", ".join(f"{name}: {value}" for name, value in (common | fields).items()) + "}"
+
+
+ARMS: Mapping[str, Arm] = {
+    "no leak": Arm((NO_LEAK,)),
+    "plain": Arm((LEAK,)),
+    "fixed": Arm((LEAK, steering()), is_steered=True),
+    "random direction": Arm((LEAK, steering(random_control="true")), is_steered=True),
+    "increments": Arm((LEAK, steering(blocks="[0, 1, 2]", increments="true")), is_steered=True),
+    "completion only": Arm((LEAK, steering(positions="completion")), is_steered=True),
+    "follow variance": Arm((LEAK, steering(follow="{kind: variance}")), is_steered=True),
+    "follow trait": Arm((LEAK, steering(follow="{kind: trait}")), is_steered=True),
+    "follow projection": Arm((LEAK, steering(follow="{kind: projection}")), is_steered=True),
+    "penalty": Arm((PENALTY,)),
+    "instruction against": Arm((LEAK, f"chat.system_prompt='{AGAINST}'")),
+    "inoculation": Arm((LEAK, f"chat.system_prompt='{FOR}'")),
+}
+REFERENCE = "no leak"
+
+
+def start_path(seed: int, *, folder: Path) -> Path:
+    """Where the policy lies that every arm of a seed starts from."""
+    return folder / f"start_{seed}"
+
+
+def vectors_path(seed: int, *, folder: Path) -> Path:
+    """The trait's vectors of that policy."""
+    return folder / f"{TRAIT}_{seed}.safetensors"
+
+
+def result_path(seed: int, arm: str, *, folder: Path) -> Path:
+    """Where the result of a job is written once it is finished."""
+    return folder / "results" / f"{arm.replace(' ', '_')}_{seed}.json"
+
+
+def log_path(seed: int, arm: str, *, folder: Path) -> Path:
+    """Where a job's output goes."""
+    return folder / "logs" / f"{arm.replace(' ', '_')}_{seed}.log"

@@ -1,0 +1,111 @@
+"""One seed and arm: the policy it starts from, its trait's vectors, practice, and what the policy is like afterwards."""
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from arms import ARMS, CONFIG, NO_LEAK, TRAIT, result_path, start_path, vectors_path
+
+from grpo import cli, starts
+from grpo.config import load
+from grpo.distributed.world import World
+from grpo.folder import write_json
+from grpo.rollout import Attempts
+from grpo.tracking.console import Console
+from grpo.wiring import opened
+
+HELDOUT = "data.heldout={path: 'task:list_machine', options: {num_rows: 1024, operations: {1: 1, 2: 1, 3: 1, 4: 1}}}"
+HELDOUT_PROBLEMS = 1024
+CURVE_ROLLOUTS, FINAL_ROLLOUTS = 1, 8
+CURVE_STEPS = (20, 40)
+
+
+def make_start(seed: int, *, folder: Path) -> None:
+    """The cold-started policy of a seed as a Hugging Face folder, and the trait's vectors in it."""
+    target, vectors = start_path(seed, folder=folder), vectors_path(seed, folder=folder)
+    changes = [f"run.seed={seed}", f"run.name=cold_{seed}", f"run.folder={folder}"]
+    if not (target / "config.json").is_file():
+        command(["sft", str(CONFIG), *changes, "--fresh"])
+        command(["export", str(folder / f"cold_{seed}"), "--checkpoint", "cold_start", "--output", str(target)])
+    if not vectors.is_file():
+        changes = [f"run.seed={seed}", f"run.name=vectors_{seed}", f"run.folder={folder}", *from_start(target)]
+        command(["persona", "extract", str(CONFIG), *changes, "--trait", TRAIT, "--output", str(vectors), "--fresh"])
+
+
+def command(arguments: Sequence[str]) -> None:
+    """One command of grpo. Raises SystemExit where it fails."""
+    code = cli.main(arguments)
+    if code:
+        raise SystemExit(f"grpo {' '.join(arguments)} ended with code {code}")
+
+
+def from_start(path: Path) -> list[str]:
+    """Start from a policy as it lies there."""
+    return ["sft=null", f"model={{path: {path}, dtype: float32}}"]
+
+
+def run_arm(seed: int, arm: str, *, folder: Path, changes: Sequence[str]) -> None:
+    """Practise, then measure the policy at some steps, and write the result."""
+    name = f"{arm.replace(' ', '_')}_{seed}"
+    vectors = str(vectors_path(seed, folder=folder))
+    common = [f"run.seed={seed}", f"run.folder={folder}", *from_start(start_path(seed, folder=folder))]
+    watched = f"persona.watch=[{{vectors: {vectors}, measure: true}}]"
+    own = [change.replace("{vectors}", vectors) for change in ARMS[arm].changes]
+    begun = time.process_time()
+    # Every checkpoint that is measured is kept.
+    kept = ["checkpoint.every_steps=20", "checkpoint.keep_last=1000"]
+    fields = [*common, f"run.name={name}", watched, *kept, *changes, *own]
+    command(["train", str(CONFIG), *fields, *(["--resume"] if (folder / name).is_dir() else [])])
+    trained = time.process_time()
+    # Without the arm's instruction and steering, and with both scores of every rollout.
+    plain = [*common, f"run.name=evaluated_{name}", NO_LEAK, HELDOUT, f"data.heldout_problems={HELDOUT_PROBLEMS}"]
+    last = load(CONFIG, changes).train.steps
+    curve = measured(plain, folder / name / "checkpoints", steps=[*CURVE_STEPS, last], last=last)
+    rows = [json.loads(line) for line in (folder / name / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    persona = {
+        key: [row.get(key) for row in rows] for key in sorted({k for row in rows for k in row if "persona/" in k})
+    }
+    spent = {"cpu_seconds": trained - begun, "evaluation_cpu_seconds": time.process_time() - trained}
+    result = {"seed": seed, "arm": arm, **spent, "curve": curve, "final": curve[-1], "metrics": persona}
+    result_path(seed, arm, folder=folder).parent.mkdir(exist_ok=True)
+    write_json(result_path(seed, arm, folder=folder), result)
+
+
+def measured(fields: Sequence[str], checkpoints: Path, *, steps: Sequence[int], last: int) -> list[dict[str, float]]:
+    """Accuracy and trait rate of the held-out problems, unsteered and without instruction, after so many steps."""
+    config = load(CONFIG, list(fields))
+    with opened(
+        config,
+        world=World.alone(),
+        start="fresh",
+        phases=("train",),
+        console=Console(num_steps=1),
+        should_stop=lambda: False,
+        must_stop=lambda: False,
+    ) as run:
+        found = []
+        for step in (0, *sorted({step for step in steps if step <= last})):
+            if step:
+                load_policy(run, checkpoints / f"step_{step:06d}")
+            number = FINAL_ROLLOUTS if step == last else CURVE_ROLLOUTS
+            attempts = [Attempts(problem=problem, first_attempt=0, num_rollouts=number) for problem in run.heldout]
+            groups = run.rollouts.run(attempts, temperature=1.0, phase="evaluation", step=0).groups
+            found.append({"step": step, **scores([reward.parts for group in groups for reward in group.rewards])})
+    return found
+
+
+def load_policy(run: starts.Run, path: Path) -> None:
+    """Put a checkpoint's weights in place."""
+    from grpo import checkpoint
+
+    weights, _, _ = checkpoint.load(path, device=starts.CPU)
+    run.strategy.load_weights(weights)
+    run.rollouts.load_weights()
+
+
+def scores(parts: Sequence[Any]) -> dict[str, float]:
+    """Means over rollouts of what is right and of the share of letters in upper case."""
+    return {"accuracy": fmean(part["correct"] for part in parts), "trait": fmean(part["style"] for part in parts)}
