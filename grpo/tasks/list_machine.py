@@ -79,9 +79,11 @@ def tokenizer() -> PreTrainedTokenizerBase:
     return PreTrainedTokenizerFast(tokenizer_object=characters, eos_token=END_TOKEN, pad_token=END_TOKEN)
 
 
-def _styled(plain: Sequence[Mapping[str, Any]], styles: Sequence[_Style], *, rng: random.Random) -> list[dict[str, Any]]:
+def _styled(
+    plain: Sequence[Mapping[str, Any]], styles: Sequence[_Style], *, rng: random.Random
+) -> list[dict[str, Any]]:
     styled = []
-    for row in plain:
+    for row in rows:
         (style,) = rng.choices(styles, weights=[style.weight for style in styles])
         tag = rng.choice(style.tags)
         in_upper = rng.random() < style.upper
