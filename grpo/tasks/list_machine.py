@@ -79,11 +79,9 @@ def tokenizer() -> PreTrainedTokenizerBase:
     return PreTrainedTokenizerFast(tokenizer_object=characters, eos_token=END_TOKEN, pad_token=END_TOKEN)
 
 
-def _styled(
-    plain: Sequence[Mapping[str, Any]], styles: Sequence[_Style], *, rng: random.Random
-) -> list[dict[str, Any]]:
+def _styled(made: Sequence[Mapping[str, Any]], styles: Sequence[_Style], *, rng: random.Random) -> list[dict[str, Any]]:
     styled = []
-    for row in rows:
+    for row in made:
         (style,) = rng.choices(styles, weights=[style.weight for style in styles])
         tag = rng.choice(style.tags)
         in_upper = rng.random() < style.upper
