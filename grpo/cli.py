@@ -13,10 +13,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
+from grpo import persona_cli
 from grpo.config import DistributedConfig, RewardConfig, RunConfig, load, schema
 from grpo.errors import ConfigError, Interrupted, OutOfMemoryError, RunError, says_out_of_memory
-from grpo.folder import PHASES, RESUME, RunFolder, named_disk_errors
+from grpo.folder import PHASES, RESUME, Phase, RunFolder, Start, named_disk_errors
+
+if TYPE_CHECKING:
+    from grpo.starts import Run
 
 RUN_COMMANDS = {
     "recipe": "the whole of it: cold start, profile, two-stage training, evaluation, report",
@@ -43,6 +48,7 @@ examples:
   grpo export runs/gsm8k_qwen3_0.6b --checkpoint best --output exported
   grpo replay runs/gsm8k_qwen3_0.6b 120 3fa2 0
   grpo score math_answer completions.jsonl
+  grpo persona extract configs/persona_list_machine.yaml --trait upper_case
 """
 
 
@@ -139,6 +145,7 @@ def _parser() -> argparse.ArgumentParser:
     replay.add_argument(
         "overrides", nargs="*", metavar="section.key=value", help="fields that a resume may change, such as run.threads"
     )
+    persona_cli.add(commands, add_config=_add_config)
     report = commands.add_parser("report", help="write one self-contained HTML file about a run")
     report.add_argument("run", type=Path, help="a run's folder, such as runs/quickstart")
     score = commands.add_parser(
@@ -183,29 +190,12 @@ def _add_config(command: argparse.ArgumentParser) -> None:
 
 def _run_phases(arguments: argparse.Namespace) -> None:
     config = _config(arguments)
-    # Imported here, after the config is known to be good: torch takes seconds, and a typo should not cost them.
-    from grpo import recipe as phases
-    from grpo.distributed import world as ranks
-    from grpo.tracking.console import Console
-    from grpo.wiring import opened
-
     # The recipe answers for the whole folder: --fresh leaves no phase that this config has not.
     wanted = PHASES if arguments.command == "recipe" else (arguments.command,)
-    console = Console(num_steps=config.train.steps)
-    with (
-        _named_memory_errors(config),
-        _stop_on_signals() as stop,
-        ranks.opened(config.run.device, watchdog_seconds=config.watchdog.seconds) as world,
-        opened(
-            config,
-            world=world,
-            start="resume" if arguments.resume else "fresh" if arguments.fresh else "new",
-            phases=wanted,
-            console=console,
-            should_stop=stop.is_asked,
-            must_stop=lambda: stop.is_overdue(config.checkpoint.grace_seconds),
-        ) as run,
-    ):
+    start: Start = "resume" if arguments.resume else "fresh" if arguments.fresh else "new"
+    with _opened(config, start=start, phases=wanted) as run:
+        from grpo import recipe as phases
+
         if arguments.command == "recipe":
             phases.recipe(run)
         else:
@@ -213,7 +203,42 @@ def _run_phases(arguments: argparse.Namespace) -> None:
         if arguments.command == "eval":
             phases.run_report(run)
         if arguments.command in ("recipe", "eval"):
-            console.results(run.folder.evals, report=run.folder.report)
+            run.console.results(run.folder.evals, report=run.folder.report)
+
+
+def _persona(arguments: argparse.Namespace) -> None:
+    if not persona_cli.needs_run(arguments):
+        persona_cli.run_alone(arguments)
+        return
+    persona_cli.check(arguments)
+    # A second command beside the phases: it goes on with whatever the folder holds.
+    with _opened(_config(arguments), start="resume", phases=()) as run:
+        persona_cli.run_in(run, arguments)
+
+
+@contextmanager
+def _opened(config: RunConfig, *, start: Start, phases: tuple[Phase, ...]) -> Iterator["Run"]:
+    """The run of `config` on the ranks of the launcher, which a signal ends in order."""
+    # Imported here, after the config is known to be good: torch takes seconds, and a typo should not cost them.
+    from grpo.distributed import world as ranks
+    from grpo.tracking.console import Console
+    from grpo.wiring import opened
+
+    with (
+        _named_memory_errors(config),
+        _stop_on_signals() as stop,
+        ranks.opened(config.run.device, watchdog_seconds=config.watchdog.seconds) as world,
+        opened(
+            config,
+            world=world,
+            start=start,
+            phases=phases,
+            console=Console(num_steps=config.train.steps),
+            should_stop=stop.is_asked,
+            must_stop=lambda: stop.is_overdue(config.checkpoint.grace_seconds),
+        ) as run,
+    ):
+        yield run
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -312,6 +337,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     **dict.fromkeys(RUN_COMMANDS, _run_phases),
     "check": _check,
     "export": _export,
+    "persona": _persona,
     "replay": _replay,
     "report": _report,
     "score": _score,

@@ -135,13 +135,13 @@ def _may_end_early(config: RunConfig) -> bool:
     return curriculum_ends or config.train.max_tokens is not None or config.evaluation.patience is not None
 
 
-def find_policies(run: Run) -> list[Evaluated]:
-    """What evaluation.checkpoints names, all of it, before any is scored. The main rank looks, for all ranks.
+def find_policies(run: Run, names: Sequence[str] = (), *, field: str = "evaluation.checkpoints") -> list[Evaluated]:
+    """What `names`, or evaluation.checkpoints, names, all of it, before any is scored. The main rank looks, for all.
 
-    Raises CheckpointError for a name that is none, and a folder that is no checkpoint."""
-    names = run.config.evaluation.checkpoints
+    Raises CheckpointError, with `field`, for a name that is none, and a folder that is no checkpoint."""
+    names = names or run.config.evaluation.checkpoints
     newest = newest_checkpoint(run, "eval") if {"last", "best"} & set(names) else None
-    found, fault = run.world.broadcast(_found(run, names, newest) if run.world.is_main else ([], ""))
+    found, fault = run.world.broadcast(_found(run, names, newest, field) if run.world.is_main else ([], ""))
     if fault:
         raise CheckpointError(fault)
     policies: list[Evaluated] = found
@@ -152,15 +152,15 @@ def _is_own(name: str) -> bool:
     return name in ("start", "last", "best") or re.fullmatch(r"step_\d+", name) is not None
 
 
-def _found(run: Run, names: Sequence[str], newest: Path | None) -> tuple[list[Evaluated], str]:
+def _found(run: Run, names: Sequence[str], newest: Path | None, field: str) -> tuple[list[Evaluated], str]:
     try:
-        return [_policy(run, name, newest) for name in names], ""
+        return [_policy(run, name, newest, field) for name in names], ""
     except CheckpointError as error:
         return [], str(error)
 
 
-def _policy(run: Run, name: str, newest: Path | None) -> Evaluated:
-    path = _path(run, name, newest)
+def _policy(run: Run, name: str, newest: Path | None, field: str) -> Evaluated:
+    path = _path(run, name, newest, field)
     if path is None:
         is_made = run.config.sft is not None and (run.cold_start_path / checkpoint.MANIFEST).is_file()
         return Evaluated(name, path=None, step=0, policy=_weights_sum(run.cold_start_path) if is_made else "base")
@@ -178,7 +178,7 @@ def _weights_sum(path: Path) -> str:
         ) from error
 
 
-def _path(run: Run, name: str, newest: Path | None) -> Path | None:
+def _path(run: Run, name: str, newest: Path | None, field: str) -> Path | None:
     """The checkpoint's folder; None for the policy that training starts from."""
     if name == "start":
         return None
@@ -190,7 +190,7 @@ def _path(run: Run, name: str, newest: Path | None) -> Path | None:
     if not (path / checkpoint.MANIFEST).is_file():
         steps = ", ".join(step.name for _, step in checkpoint.steps(run.folder.checkpoints)) or "none"
         raise CheckpointError(
-            f"evaluation.checkpoints: {name!r} is no checkpoint (there is no {path / checkpoint.MANIFEST}); name "
+            f"{field}: {name!r} is no checkpoint (there is no {path / checkpoint.MANIFEST}); name "
             f"start, last, best, a step that is kept ({steps}; checkpoint.keep_last) or the folder of one"
         )
     return path
@@ -209,8 +209,8 @@ def _best(run: Run) -> Path | None:
     return found[-1]
 
 
-def _load(run: Run, policy: Evaluated) -> None:
-    """Put the policy in place. Raises CheckpointError where it is torn, or of another model."""
+def load_policy(run: Run, policy: Evaluated, *, field: str = "evaluation.checkpoints") -> None:
+    """Put the policy in place. Raises CheckpointError, with `field`, where it is torn, or of another model."""
     if policy.path is None:
         load_start(run)
         return
@@ -218,9 +218,9 @@ def _load(run: Run, policy: Evaluated) -> None:
     try:
         run.strategy.load_weights(weights)
     except CheckpointError as error:
-        raise CheckpointError(f"evaluation.checkpoints, {policy.path}: {error}") from error
+        raise CheckpointError(f"{field}, {policy.path}: {error}") from error
     run.rollouts.load_weights()
-    run.console.say(f"eval: {policy.name} is {policy.path}")
+    run.console.say(f"{policy.name} is {policy.path}")
 
 
 def _groupings(run: Run) -> dict[str, Groupings]:
@@ -277,7 +277,7 @@ def _evaluate(run: Run, policy: Evaluated, report: dict[str, Any], *, groupings:
                 f"stopped during the evaluation; what is scored is in {run.folder.evals}: add --resume to go on"
             )
         if number == 0:
-            _load(run, policy)
+            load_policy(run, policy)
         judge = judge_of(run.config, name)
         result = evaluate(
             run.rollouts,

@@ -14,9 +14,12 @@ from grpo.distributed.strategy import Strategy
 from grpo.distributed.world import World
 from grpo.errors import DataError, RewardError
 from grpo.sampling.protocol import Completion, Request, Sampler
+from grpo.steering import Steering
 from grpo.types import Group, Problem, Rollout
 from rewards import Pool, Reward, Status
 
+UNLEARNED = ("train", "reprofile", "persona extract", "persona sweep")
+"""Phases of which no length is learned in passing: training would depend on what was looked at beside it."""
 _Members = tuple[tuple[Rollout, ...], tuple[str, ...], tuple[Reward, ...]]
 """Rollouts, completions and rewards of a group, in order."""
 
@@ -120,6 +123,10 @@ class Rollouts:
         """Sample from the policy's weights as they stand. To be called wherever they have changed."""
         self._weights_are_new = True
 
+    def steer(self, steering: Steering | None) -> None:
+        """Steer what is drawn, or nothing, from the next run on. Raises ValueError as `Policy.steer` does."""
+        self._sampler.steer(steering)
+
     def run(
         self,
         attempts: Sequence[Attempts],
@@ -158,7 +165,7 @@ class Rollouts:
             raise GaveUp
         members = {place: of_place for share in shares for place, of_place in share.members.items()}
         groups = tuple(self._group(wanted, members[place]) for place, wanted in enumerate(attempts))
-        if phase not in ("train", "reprofile"):
+        if phase not in UNLEARNED:
             self.lengths.observe(groups)
         return Sampled(
             groups=groups,

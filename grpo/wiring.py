@@ -73,6 +73,7 @@ def opened(
 ) -> Iterator[Run]:
     """A run with its folder locked and its workers started; both end with the context. Raises RunErrors by name.
 
+    Without phases it is for what is done beside them: nothing is tracked.
     `should_stop` and `must_stop` say whether this process was asked to end, and whether it has to at once."""
     world.progress("start")
     if not world.is_main:
@@ -80,7 +81,7 @@ def opened(
     rows = _rows(config, console)
     if world.is_main:
         RunFolder.check(config, problem_ids=rows.problem_ids, start=start, phases=phases)
-        if phases != ("eval",):  # which looks for what is there
+        if phases not in ((), ("eval",)):  # which looks for what is there
             check_names(config, RunFolder.followed(config, rank=0), is_fresh=start == "fresh")
         if config.profile.folder is not None:
             check_store_folder(Path(config.profile.folder))
@@ -92,7 +93,8 @@ def opened(
         if world.watchdog is not None:
             world.watchdog.log_to(folder.log)
         pool = stack.enter_context(_pool(config.reward))
-        tracker = Tracker(folder, config, fresh=start == "fresh", say=console.say) if world.is_main else SilentTracker()
+        tracks = world.is_main and phases != ()
+        tracker = Tracker(folder, config, fresh=start == "fresh", say=console.say) if tracks else SilentTracker()
         stack.callback(tracker.close)
         try:
             yield _run(

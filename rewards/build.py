@@ -17,6 +17,7 @@ from rewards.judge import JudgeOptions, build_judge, prepare_judge
 from rewards.judge import worst_case_seconds as judge_seconds
 from rewards.language import LanguageOptions, build_language, prepare_language
 from rewards.length import LengthOptions, build_length
+from rewards.letter_case import LetterCaseOptions, build_letter_case
 from rewards.list_machine import ListMachineOptions, build_list_machine
 from rewards.math_answer import MathAnswerOptions, build_math_answer, prepare_math_answer
 from rewards.multiple_choice import MultipleChoiceOptions, build_multiple_choice
@@ -55,6 +56,7 @@ BUILT_IN: Mapping[str, BuiltIn] = MappingProxyType(
         ),
         "language": BuiltIn(LanguageOptions, build_language, prepare_language),
         "length": BuiltIn(LengthOptions, build_length),
+        "letter_case": BuiltIn(LetterCaseOptions, build_letter_case),
         "repetition": BuiltIn(RepetitionOptions, build_repetition),
         "list_machine": BuiltIn(ListMachineOptions, build_list_machine),
         "code_tests": BuiltIn(CodeTestsOptions, build_code_tests, longest_seconds=code_tests_seconds),

@@ -14,10 +14,10 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # From the top. A module imports modules of lower floors, and those to its right on its own floor.
 FLOORS = (
-    ("cli", "wiring"),
+    ("cli", "persona_cli", "wiring"),
     (
-        *("probe", "check", "scoring", "replay", "recipe", "final_evaluation", "starts", "trainer", "thermostat"),
-        *("update", "sft", "profiling", "evaluation"),
+        *("probe", "check", "scoring", "replay", "recipe", "persona_commands", "final_evaluation", "starts"),
+        *("trainer", "thermostat", "update", "sft", "profiling", "evaluation"),
     ),
     ("collecting", "persona", "profile_meter", "rollout", "sampling", "tracking"),
     (
@@ -39,7 +39,7 @@ FLOORS = (
     ("attention", "advantages", "losses", "logprobs", "norms", "packing"),
     ("types", "config", "seeds", "errors", "recompute"),
 )
-WITHOUT_TORCH = ("types", "config", "seeds", "errors", "folder", "practice", "scoring", "cli")
+WITHOUT_TORCH = ("types", "config", "seeds", "errors", "folder", "practice", "scoring", "cli", "persona_cli")
 
 # A package of some weight or risk, and the one file that may import it, inside a function.
 QUARANTINE = {

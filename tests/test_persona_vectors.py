@@ -16,13 +16,22 @@ ORIGIN = Origin(
     model_type="llama",
     num_blocks=3,
     hidden_size=4,
+    checkpoint="start",
+    num_instructions=1,
+    num_questions=2,
+    rollouts_per_question=5,
     num_positive=7,
     num_negative=5,
     num_drawn=20,
+    dropped={"incoherent": 3},
     threshold=0.5,
+    coherence_threshold=0.5,
     temperature=1.0,
     seed=1,
     separation=(0.5, 1.5, 2.5),
+    random_separation=(0.1, 0.1, 0.2),
+    agreement=(0.5, 0.8, 0.9),
+    hidden_norm=(1.0, 2.0, 3.0),
 )
 TABLE = torch.arange(12.0).reshape(3, 4)
 

@@ -15,6 +15,7 @@ from grpo.config.inputs import (
     Source,
 )
 from grpo.config.load import dump, fingerprint, load, schema
+from grpo.config.persona import PersonaConfig
 from grpo.config.practice import (
     CurriculumConfig,
     MovesConfig,
@@ -46,6 +47,7 @@ __all__ = [
     "ModelConfig",
     "MovesConfig",
     "OptimConfig",
+    "PersonaConfig",
     "ProfileConfig",
     "RewardConfig",
     "RunConfig",

@@ -8,6 +8,7 @@ from curricula import Tier
 from grpo.config.base import Section
 from grpo.config.distributed import DistributedConfig, GuardConfig, WatchdogConfig
 from grpo.config.inputs import ChatConfig, DataConfig, ModelConfig, RewardConfig, RunSection, SamplingConfig, Source
+from grpo.config.persona import PersonaConfig
 from grpo.config.practice import (
     CurriculumConfig,
     ProfileConfig,
@@ -127,6 +128,7 @@ class RunConfig(Section):
     distributed: DistributedConfig = DistributedConfig()
     watchdog: WatchdogConfig = WatchdogConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    persona: PersonaConfig = PersonaConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     tracking: TrackingConfig = TrackingConfig()
 

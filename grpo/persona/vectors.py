@@ -19,6 +19,7 @@ from grpo.errors import ConfigError, DataError
 Over = Literal["response", "prompt", "last_prompt"]
 """What a vector is a difference of means over: the completion's tokens, the prompt's, or the last prompt token."""
 OVERS: tuple[Over, ...] = ("response", "prompt", "last_prompt")
+OF_BLOCKS = ("separation", "random_separation", "agreement", "hidden_norm")
 FORMAT = "1"
 
 
@@ -33,13 +34,22 @@ class Origin:
     model_type: str
     num_blocks: int
     hidden_size: int
+    checkpoint: str  # what the policy is called in its run: start, last, step_000100, ...
+    num_instructions: int  # contrastive pairs of instructions
+    num_questions: int
+    rollouts_per_question: int  # under each instruction
     num_positive: int  # completions whose mean is taken, with the trait
     num_negative: int
     num_drawn: int  # completions that were drawn for it
+    dropped: Mapping[str, int]  # pairs of completions that were not kept, by reason
     threshold: float
+    coherence_threshold: float
     temperature: float
     seed: int
-    separation: tuple[float, ...]  # [L], (mean⁺ − mean⁻) · v̂ over the spread of both, of the response average
+    separation: tuple[float, ...]  # [L], of response averages along the vector of the other half of the questions
+    random_separation: tuple[float, ...]  # [L], the same along random directions: the mean of its size
+    agreement: tuple[float, ...]  # [L], cosine of the vectors of the two halves of the questions
+    hidden_norm: tuple[float, ...]  # [L], mean norm of the response averages: what a coefficient moves
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +121,8 @@ def load(path: Path) -> PersonaVectors:
     if metadata.get("format") != FORMAT or "persona" not in metadata:
         raise DataError(f"{path}: holds no persona vectors of format {FORMAT}; make it with `grpo persona extract`")
     about: dict[str, Any] = json.loads(metadata["persona"])
-    about["origin"]["separation"] = tuple(about["origin"]["separation"])
+    for name in OF_BLOCKS:
+        about["origin"][name] = tuple(about["origin"][name])
     origin = Origin(**about.pop("origin"))
     shape = (origin.num_blocks, origin.hidden_size)
     missing = [over for over in OVERS if over not in tensors or tuple(tensors[over].shape) != shape]

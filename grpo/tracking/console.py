@@ -73,6 +73,12 @@ class Console:
         self._rich.print(f"[dim]{elapsed:6.0f} s[/dim]  {escape(line)}", markup=True)
         self._keep(line)
 
+    def print(self, table: Table) -> None:
+        """A table, on the terminal alone."""
+        if not self._is_quiet:
+            self._end_line()
+            self._rich.print(table)
+
     def profile_progress(self, progress: ProfileProgress) -> None:
         """How far the profile is, with the tiers so far and the time that is left."""
         if self._profile_began is None:
