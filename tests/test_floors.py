@@ -16,7 +16,18 @@ ROOT = Path(__file__).resolve().parents[1]
 FLOORS = (
     ("cli", "wiring"),
     (
-        *("probe", "check", "scoring", "replay", "recipe", "final_evaluation", "starts", "trainer", "thermostat"),
+        *(
+            "init",
+            "probe",
+            "check",
+            "scoring",
+            "replay",
+            "recipe",
+            "final_evaluation",
+            "starts",
+            "trainer",
+            "thermostat",
+        ),
         *("update", "sft", "profiling", "evaluation"),
     ),
     ("collecting", "profile_meter", "rollout", "sampling", "tracking"),
@@ -33,7 +44,7 @@ FLOORS = (
             "checkpoint",
             "folder",
         ),
-        *("evaluation_sets", "practice", "data", "published", "chat"),
+        *("columns", "evaluation_sets", "practice", "data", "published", "chat"),
         *("model", "steering", "tasks", "watchdog", "heartbeat", "guards"),
     ),
     ("attention", "advantages", "losses", "logprobs", "packing"),

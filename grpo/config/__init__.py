@@ -14,7 +14,7 @@ from grpo.config.inputs import (
     SamplingConfig,
     Source,
 )
-from grpo.config.load import dump, fingerprint, load, schema
+from grpo.config.load import SCHEMA_FILE, dump, fingerprint, load, schema, sections_of, write_schema
 from grpo.config.practice import (
     CurriculumConfig,
     MovesConfig,
@@ -32,6 +32,7 @@ from grpo.config.training import (
 )
 
 __all__ = [
+    "SCHEMA_FILE",
     "AdvantageConfig",
     "ChatConfig",
     "CheckpointConfig",
@@ -62,4 +63,6 @@ __all__ = [
     "fingerprint",
     "load",
     "schema",
+    "sections_of",
+    "write_schema",
 ]
