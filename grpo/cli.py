@@ -3,6 +3,7 @@
 Exit codes are those of `grpo.errors`, 0 for success and 1 for a bug of ours (with its traceback)."""
 
 import argparse
+import dataclasses
 import json
 import os
 import signal
@@ -30,6 +31,19 @@ RUN_COMMANDS = {
     "train": "the loop alone, from the cold start or the model of the config",
     "eval": "pass@k and avg@k with intervals on the held-out problems",
 }
+INIT_OPTIONS = {
+    "model": "hub id or folder of a pretrained model",
+    "data": "rows to practise: hub id, folder, .jsonl, .parquet or task:NAME",
+    "reward": "a reward's name, such as math_answer, or FILE.py:FUNCTION",
+    "options": "options of the reward, as JSON",
+    "heldout": "rows of the final evaluation (the test split beside, or some of --data)",
+    "subset": "name of the configuration of a hub data set that has several",
+    "split": "split to practise (train)",
+    "heldout_split": "split of the final evaluation",
+    "prompt_column": "column with the prompt, as text or as messages",
+    "answer_column": "column with the right answer",
+    "name": "name of the run's folder (that of the config)",
+}
 SAME_SIGNAL_SECONDS = 1.0
 EPILOG = """exit codes:
   0 success                  5 the cold start missed its gate      9 disk full or not writable
@@ -39,6 +53,7 @@ EPILOG = """exit codes:
   4 run folder in use, or it holds another run                   130 interrupted, saved
 
 examples:
+  grpo init my_run.yaml --model Qwen/Qwen3-0.6B --data problems.jsonl --reward math_answer
   grpo recipe configs/quickstart.yaml
   grpo recipe configs/quickstart.yaml run.name=hot temperature.value=1.2
   grpo train configs/gsm8k_qwen3_0.6b.yaml --resume
@@ -124,6 +139,7 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument(
         "--memory-gib", type=_positive(float), help="memory that a probe may take (all that the device has left)"
     )
+    _add_init(commands.add_parser("init", help="write a commented config for a model, rows and a reward, checked"))
     export = commands.add_parser("export", help="write a checkpoint as a Hugging Face folder")
     export.add_argument("run", type=Path, help="a run's folder, such as runs/quickstart")
     export.add_argument("--output", type=Path, required=True, help="the folder to write; not there yet, or empty")
@@ -157,6 +173,14 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("--options", default="{}", help="options of the reward, as JSON")
     _add_limits(score)
     return parser
+
+
+def _add_init(command: argparse.ArgumentParser) -> None:
+    """What is not given is asked for in a terminal, or found out from the rows."""
+    command.add_argument("output", type=Path, nargs="?", help="the config to write, such as my_run.yaml; not there yet")
+    for field, text in INIT_OPTIONS.items():
+        command.add_argument(f"--{field.replace('_', '-')}", help=text)
+    command.add_argument("--lora", action="store_true", help="train low-rank adapters instead of every weight")
 
 
 def _positive(kind: type[int] | type[float]) -> Callable[[str], int | float]:
@@ -262,6 +286,19 @@ def _check(arguments: argparse.Namespace) -> None:
         print(f"DeepSpeed's config:\n{deepspeed_json(config, num_ranks=arguments.ranks)}")
 
 
+def _init(arguments: argparse.Namespace) -> None:
+    from grpo.init import Wanted, init
+
+    def ask(question: str, default: str) -> str:
+        print(f"{question}{f' [{default}]' if default else ''}: ", end="", file=sys.stderr, flush=True)
+        return sys.stdin.readline().strip() or default
+
+    wanted = Wanted(**{field.name: getattr(arguments, field.name) for field in dataclasses.fields(Wanted)})
+    is_answered = sys.stdin.isatty() and sys.stderr.isatty()
+    path = init(wanted, ask=ask if is_answered else None, say=lambda line: print(line, file=sys.stderr))
+    print(f"{path} is written; grpo check {path} says what follows from it, grpo recipe {path} starts it")
+
+
 def _shown(value: object) -> str:
     if isinstance(value, float):
         return f"{value:,.3f}"
@@ -337,6 +374,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     **dict.fromkeys(RUN_COMMANDS, _run_phases),
     "check": _check,
     "export": _export,
+    "init": _init,
     "persona": _persona,
     "replay": _replay,
     "report": _report,

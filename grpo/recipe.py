@@ -115,6 +115,7 @@ def run_sft(run: Run) -> None:
         pass_at_1=pass_at_1,
         should_stop=run.should_stop,
         on_look=on_look,
+        on_step=lambda step: run.console.cold_start_progress(step, most_steps=config.max_steps),
         seed=run.config.run.seed,
         folder=run.folder.path / "sft",
         world=run.world,

@@ -108,13 +108,18 @@ class Rollouts:
         seed: int,
         success_threshold: float,
         deterministic: bool = True,
+        on_progress: Callable[[str, int, int], None] = lambda phase, done, total: None,
     ) -> None:
-        """Without `deterministic`, a rank that is done takes groups that others have not begun."""
+        """Without `deterministic`, a rank that is done takes groups that others have not begun.
+
+        `on_progress` hears of each completion that this rank has drawn: the phase, how many so far (0 at first), and of
+        how many, were they shared out evenly."""
         self._sampler, self._chat, self._pool = sampler, chat, pool
         self._world, self._strategy = world, strategy
         self._seed = seed
         self._success_threshold = success_threshold
         self._deterministic = deterministic
+        self._on_progress = on_progress
         self._weights_are_new = True
         self._num_runs = 0
         self.lengths = ExpectedLengths()
@@ -223,6 +228,8 @@ class Rollouts:
                     judge(number)
 
         gave_up = False
+        total = max(1, sum(wanted.num_rollouts for wanted in attempts) // self._world.size)
+        self._on_progress(phase, 0, total)
         try:
             for completion in self._sampler.sample(list(pulled()) if self._deterministic else pulled()):
                 wanted = attempts[taken[completion.request]]
@@ -232,6 +239,7 @@ class Rollouts:
                 verdict = self._pool.submit(wanted.problem.reward, text, view)
                 drawn[completion.request, completion.index] = (rollout, text, verdict)
                 num_drawn[completion.request] += 1
+                self._on_progress(phase, len(drawn), max(total, len(drawn)))
                 if num_drawn[completion.request] == wanted.num_rollouts:
                     unjudged.append(completion.request)
                 if on_group is not None:

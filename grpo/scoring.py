@@ -37,7 +37,7 @@ def score_file(
     They go to `output`, or to standard output; progress and a summary go to standard error. A row that cannot be
     scored is a row with status error. `file` is read once and may be a pipe. Raises ConfigError for a reward, options
     or limits that cannot be, DataError when the file cannot be read, DiskError when the output cannot be written."""
-    spec = _spec(reward, options_json)
+    spec = named_reward(reward, options_json)
     if workers < 0 or not timeout_seconds > 0 or memory_limit_mb < 0:
         raise ConfigError(
             f"--workers = {workers}, --timeout-seconds = {timeout_seconds}, --memory-limit-mb = {memory_limit_mb}: "
@@ -79,7 +79,8 @@ def score_file(
         console.print(f"  {count} times: {detail}", markup=False)
 
 
-def _spec(reward: str, options_json: str) -> RewardSpec:
+def named_reward(reward: str, options_json: str) -> RewardSpec:
+    """The reward of a name, or of FILE.py:FUNCTION, that can be built with these options. Raises ConfigError."""
     try:
         options: Any = json.loads(options_json)
     except ValueError as error:

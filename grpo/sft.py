@@ -43,6 +43,7 @@ def cold_start(
     pass_at_1: Callable[[], float],
     should_stop: Callable[[], bool],
     on_look: Callable[[int, float], None],
+    on_step: Callable[[int], None],
     seed: int,
     folder: Path,
     world: World,
@@ -65,7 +66,13 @@ def cold_start(
     dtype, dtypes = policy.dtype, _dtypes(policy)
     policy.float()
     gate = _Gate(
-        policy, config=config, pass_at_1=pass_at_1, should_stop=should_stop, on_look=on_look, progress=world.progress
+        policy,
+        config=config,
+        pass_at_1=pass_at_1,
+        should_stop=should_stop,
+        on_look=on_look,
+        on_step=on_step,
+        progress=world.progress,
     )
     on_cpu = policy.device.type == "cpu"
     trainer = SFTTrainer(
@@ -148,10 +155,12 @@ class _Gate(TrainerCallback):
         pass_at_1: Callable[[], float],
         should_stop: Callable[[], bool],
         on_look: Callable[[int, float], None],
+        on_step: Callable[[int], None],
         progress: Callable[[str], None],
     ) -> None:
         self._policy, self._config, self._progress = policy, config, progress
         self._pass_at_1, self._should_stop, self._on_look = pass_at_1, should_stop, on_look
+        self._on_step = on_step
         self.looks: list[tuple[int, float]] = []
         self.opened = False
         self.interrupted = False
@@ -167,6 +176,7 @@ class _Gate(TrainerCallback):
     ) -> TrainerControl:
         """transformers' hook after each optimizer step (the signature is theirs)."""
         self._progress("cold start")
+        self._on_step(state.global_step)
         self.interrupted = self._should_stop()
         due = state.global_step % self._config.gate_every_steps == 0 or state.global_step == self._config.max_steps
         if self._config.gate_pass_at_1 is not None and due and not self.interrupted:

@@ -241,6 +241,7 @@ def _run(
         seed=config.run.seed,
         success_threshold=config.reward.success_threshold,
         deterministic=config.distributed.deterministic,
+        on_progress=console.sampling_progress,
     )
     return Run(
         config=config,

@@ -150,6 +150,7 @@ def continued_sft(run: Run, *, learning_rate: float, until: Callable[[], bool]) 
             pass_at_1=lambda: math.nan,
             should_stop=until,
             on_look=lambda step, value: None,
+            on_step=lambda step: None,
             seed=run.config.run.seed + 1,
             folder=run.folder.path / "continued",
             world=run.world,

@@ -1,16 +1,19 @@
-"""Write docs/config.md from the config's own fields: `python scripts/write_config_docs.py`. A test holds it current."""
+"""Write docs/config.md and configs/grpo.schema.json from the config's own fields: `python
+scripts/write_config_docs.py`. Tests hold both current."""
 
 import sys
 from pathlib import Path
 from typing import Any
 
-from grpo.config import schema
+from grpo.config import schema, write_schema
 
 INTRO = """# Every field of a config
 
 A run is one YAML file of these sections; `grpo CONFIG.yaml section.key=value` changes a field from the command line.
 Unknown keys, values out of range and fields that contradict each other are errors that name the field and the remedy.
-This page is written by `python scripts/write_config_docs.py` from the fields themselves.
+This page is written by `python scripts/write_config_docs.py` from the fields themselves, and so is
+`configs/grpo.schema.json`, from which an editor completes and checks a config whose first line names it:
+`# yaml-language-server: $schema=grpo.schema.json`.
 """
 
 
@@ -73,6 +76,7 @@ def _one_line(text: str) -> str:
 
 
 if __name__ == "__main__":
-    target = Path(__file__).resolve().parents[1] / "docs" / "config.md"
+    root = Path(__file__).resolve().parents[1]
+    target = root / "docs" / "config.md"
     target.write_text(page(), encoding="utf-8")
-    sys.stdout.write(f"{target}\n")
+    sys.stdout.write(f"{target}\n{write_schema(root / 'configs')}\n")

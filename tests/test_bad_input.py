@@ -330,6 +330,7 @@ def test_a_cold_start_whose_batch_the_ranks_do_not_divide_is_refused_with_both_n
             pass_at_1=lambda: 0.0,
             should_stop=lambda: False,
             on_look=lambda step, value: None,
+            on_step=lambda step: None,
             seed=0,
             folder=tmp_path,
             world=World(rank=0, size=3, device=run.world.device),

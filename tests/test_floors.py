@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FLOORS = (
     ("cli", "persona_cli", "wiring"),
     (
-        *("probe", "check", "scoring", "replay", "recipe", "persona_commands", "final_evaluation", "starts"),
+        *("init", "probe", "check", "scoring", "replay", "recipe", "persona_commands", "final_evaluation", "starts"),
         *("trainer", "thermostat", "update", "sft", "profiling", "evaluation"),
     ),
     ("collecting", "persona", "profile_meter", "rollout", "sampling", "tracking"),
@@ -33,7 +33,7 @@ FLOORS = (
             "checkpoint",
             "folder",
         ),
-        *("evaluation_sets", "practice", "data", "published", "chat"),
+        *("columns", "evaluation_sets", "practice", "data", "published", "chat"),
         *("model", "steering", "tasks", "watchdog", "heartbeat", "guards"),
     ),
     ("attention", "advantages", "losses", "logprobs", "norms", "packing"),

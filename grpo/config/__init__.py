@@ -14,7 +14,7 @@ from grpo.config.inputs import (
     SamplingConfig,
     Source,
 )
-from grpo.config.load import dump, fingerprint, load, schema
+from grpo.config.load import SCHEMA_FILE, dump, fingerprint, load, schema, sections_of, write_schema
 from grpo.config.persona import PersonaConfig
 from grpo.config.practice import (
     CurriculumConfig,
@@ -33,6 +33,7 @@ from grpo.config.training import (
 )
 
 __all__ = [
+    "SCHEMA_FILE",
     "AdvantageConfig",
     "ChatConfig",
     "CheckpointConfig",
@@ -64,4 +65,6 @@ __all__ = [
     "fingerprint",
     "load",
     "schema",
+    "sections_of",
+    "write_schema",
 ]

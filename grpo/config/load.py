@@ -44,6 +44,9 @@ FREE_FIELDS = (
     "guard",
 )
 
+SCHEMA_FILE = "grpo.schema.json"
+SCHEMA_DIALECT = "https://json-schema.org/draft/2020-12/schema"
+
 _RULES = {
     "greater_than_equal": "must be at least {ge}",
     "greater_than": "must be above {gt}",
@@ -98,7 +101,24 @@ def dump(config: RunConfig) -> str:
 
 def schema() -> dict[str, Any]:
     """JSON schema of a config file, for editors."""
-    return RunConfig.model_json_schema()
+    return {"$schema": SCHEMA_DIALECT, **RunConfig.model_json_schema()}
+
+
+def write_schema(folder: Path) -> Path:
+    """Write the schema into `folder`, where the first line of a config beside it names it. Returns its path."""
+    path = folder / SCHEMA_FILE
+    path.write_text(json.dumps(schema(), indent=1) + "\n", encoding="utf-8")
+    return path
+
+
+def sections_of(model: type[BaseModel]) -> dict[str, type[BaseModel]]:
+    """The fields of a section that are one section themselves, with its type."""
+    return {
+        name: section
+        for name, field in model.model_fields.items()
+        for section in _sections(field.annotation)
+        if not _holds_several(field.annotation)
+    }
 
 
 def fingerprint(config: RunConfig) -> dict[str, str]:

@@ -1,28 +1,29 @@
-"""What a run says in the terminal: lines, a bar while something long is counted, and the table at the end.
+"""What a run says in the terminal: lines, a view of what is under way with the time that is left, and the tables.
 
-On a terminal the bars move in place; in a log file they are plain lines, one now and then. Every line that stays is in
+On a terminal the view moves in place; in a log file it is plain lines, one now and then. Every line that stays is in
 the run's own log too, once its folder is known."""
 
 import json
 import math
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
 from rich.console import Console as RichConsole
+from rich.console import RenderableType
 from rich.markup import escape
-from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from curricula import Progress as ProfileProgress
 from grpo.folder import named_disk_errors
 from grpo.manifest import TierSummary
 from grpo.tracking.evaluations import Cell, Line, SetTable, in_order, set_tables
+from grpo.tracking.live import Region, bar_line, duration, train_view
 
 SECONDS_BETWEEN_LINES = 10.0
-BAR_CHARACTERS = 24
+SECONDS_BETWEEN_VIEWS = 0.1
 
 
 class _RichConsole(RichConsole):
@@ -43,7 +44,13 @@ class Console:
         self._first_step: int | None = None
         self._profile_began: tuple[float, int] | None = None  # when, and the rollouts that were known by then
         self._spoke = 0.0
-        self._line_is_open = False  # a line that moves in place stands on the terminal, without its end
+        self._drew = 0.0
+        self._region = Region(self._rich)
+        self._sampling_began: tuple[str, float] | None = None  # what, and when
+        self._cold_start_began: float | None = None
+        self._last_step: Mapping[str, float] = {}
+        self._pass_rates: list[float] = []
+        self._left_seconds = 0.0
         self._log: Path | None = None
         self._unlogged: list[str] = []  # said before there was a log
 
@@ -68,7 +75,7 @@ class Console:
         if self._is_quiet:
             self._keep(line)
             return
-        self._end_line()
+        self._region.clear()
         elapsed = time.monotonic() - self._started
         self._rich.print(f"[dim]{elapsed:6.0f} s[/dim]  {escape(line)}", markup=True)
         self._keep(line)
@@ -88,14 +95,14 @@ class Console:
         tiers = ", ".join(f"{tier} {count:,}" for tier, count in progress.tiers.items())
         tiers += f", {progress.num_without_tier:,} without a tier" if progress.num_without_tier else ""
         seconds_left = (time.monotonic() - began) / drawn * left if drawn else math.nan
-        when = f", about {seconds_left:,.0f} s left" if left and drawn else ""
+        when = f", about {duration(seconds_left)} left" if left and drawn else ""
         is_last = progress.num_finished == progress.num_problems
-        self._now_and_then(
+        line = (
             f"profile: {progress.num_finished:,}/{progress.num_problems:,} problems, {progress.num_rollouts:,} "
-            f"rollouts (about {left:,.0f} left, at most {progress.left.most:,}){when}; {tiers}",
-            last=is_last,
-            done=progress.num_rollouts / max(progress.num_rollouts + left, 1.0),
+            f"rollouts (about {left:,.0f} left, at most {progress.left.most:,}){when}; {tiers}"
         )
+        done = progress.num_rollouts / max(progress.num_rollouts + left, 1.0)
+        self._now_and_then(line, bar_line(line, done), last=is_last)
         if is_last:
             self._profile_began = None  # the next one has a clock of its own
 
@@ -113,8 +120,33 @@ class Console:
                 else ("–", "–", "–")
             )
             table.add_row(row.tier, f"{row.num_problems:,}", f"{row.share:.1%}", *means, f"{row.num_wrong:.1f}")
-        self._end_line()
+        self._region.clear()
         self._rich.print(table)
+
+    def cold_start_progress(self, step: int, *, most_steps: int) -> None:
+        """How far the cold start is, after its supervised step `step`; its gate may open before the last."""
+        if self._cold_start_began is None:
+            self._cold_start_began = time.monotonic()
+        each = (time.monotonic() - self._cold_start_began) / max(step - 1, 1)
+        left = f", at most {duration(each * (most_steps - step))} left" if step > 1 else ""
+        line = f"cold start: step {step:,}/{most_steps:,}{left}"
+        self._now_and_then(line, bar_line(line, step / most_steps), last=False, began=self._cold_start_began)
+
+    def sampling_progress(self, phase: str, done: int, total: int) -> None:
+        """How many completions of a phase of sampling are drawn on this rank."""
+        now = time.monotonic()
+        if done == 0 or self._sampling_began is None or self._sampling_began[0] != phase:
+            self._sampling_began = (phase, now)
+        if done == 0:
+            return
+        left = duration((now - self._sampling_began[1]) / done * (total - done))
+        line = f"{'sampling' if phase == 'train' else phase}: {done:,}/{total:,} rollouts, about {left} left"
+        if self._is_live and done == total:
+            self._region.clear()  # what comes of it is told elsewhere
+        elif self._is_live and self._last_step:
+            self._draw(lambda: self._view(below=line), last=False)
+        elif phase == "evaluation":
+            self._now_and_then(line, bar_line(line, done / total), last=False, began=self._sampling_began[1])
 
     def step(self, metrics: Mapping[str, float], *, is_last: bool) -> None:
         """One step of training: where it is, what it earns, how long is left. `is_last` where training ends with it,
@@ -132,49 +164,63 @@ class Console:
         reused = f", {num_reused} group{'s' if num_reused > 1 else ''} of the profile" if num_reused else ""
         missing = f", {num_missing} group{'s' if num_missing > 1 else ''} missing" if num_missing else ""
         validation = metrics.get("eval/validation/pass@1")
+        self._last_step, self._left_seconds = {**self._last_step, **metrics}, left
+        self._pass_rates.append(pass_rate)
         self._now_and_then(
             f"train: step {step}/{self._num_steps}, stage {metrics['curriculum/stage']:.0f}, "
             f"pass rate {pass_rate:.3f}, temperature {metrics['sampling/temperature']:.2f}{entropy}, "
             f"length {metrics.get('completion/length_mean', math.nan):.1f}, "
-            f"{metrics['throughput/sampled_tokens_per_second']:,.0f} tokens/s, {left:.0f} s left{reused}{missing}"
+            f"{metrics['throughput/sampled_tokens_per_second']:,.0f} tokens/s, {duration(left)} left{reused}{missing}"
             + (f", validation pass@1 {validation:.3f}" if validation is not None else ""),
+            self._view(),
             last=is_last,
         )
+        if is_last:
+            self._last_step = {}  # what is sampled from here on is no step's
 
     def results(self, evals: Path, *, report: Path) -> None:
         """The tables of the evaluations in a run's folder, one a set, and where the report is."""
         if self._is_quiet:
             return
+        self._region.clear()
         read = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(evals.glob("*.json"))]
         for of_set in set_tables(in_order(read)):
             self._rich.print(_fitting(of_set, self._rich))
         self._rich.print(f"report: {report}")
 
-    def _now_and_then(self, line: str, *, last: bool, done: float | None = None) -> None:
-        """A line of progress; `done` is the share of the work that a bar in front of it shows on a terminal."""
-        due = last or time.monotonic() - self._spoke >= SECONDS_BETWEEN_LINES
+    def _now_and_then(self, line: str, view: RenderableType, *, last: bool, began: float = 0.0) -> None:
+        """Progress: `view` in place on a terminal, `line` now and then elsewhere and in the log.
+
+        What is done within seconds of when it `began` needs no line."""
+        due = last or time.monotonic() - max(self._spoke, began) >= SECONDS_BETWEEN_LINES
         if due:
             self._spoke = time.monotonic()
-        if self._is_quiet or not self._rich.is_terminal:
+        if not self._is_live:
             if due:
                 self.say(line)
             return
-        # Past rich, which strips the return to the line's beginning; a longer line would wrap and stay.
-        bar, width = self._bar(done), self._rich.width - 1 - (BAR_CHARACTERS + 1 if done is not None else 0)
-        self._rich.file.write(f"\r\x1b[2K{bar}{line[:width]}")
-        self._rich.file.flush()
-        self._line_is_open = True
+        self._draw(lambda: view, last=last)
         if due:
             self._keep(line)
-        if last:
-            self._end_line()
 
-    def _bar(self, done: float | None) -> str:
-        if done is None:
-            return ""
-        with self._rich.capture() as captured:
-            self._rich.print(ProgressBar(total=1.0, completed=done, width=BAR_CHARACTERS))
-        return captured.get().rstrip("\n") + " "
+    @property
+    def _is_live(self) -> bool:
+        return not self._is_quiet and self._rich.is_terminal
+
+    def _draw(self, make: Callable[[], RenderableType], *, last: bool) -> None:
+        """Show what `make` gives in the place of what was shown before; `last` leaves it there for good."""
+        if not last and time.monotonic() - self._drew < SECONDS_BETWEEN_VIEWS:
+            return
+        self._region.show(make())
+        self._drew = time.monotonic()
+        if last:
+            self._region.leave()
+
+    def _view(self, *, below: str = "") -> RenderableType:
+        left = f", {duration(self._left_seconds)} left" if self._left_seconds > 0 else ""
+        return train_view(
+            self._last_step, num_steps=self._num_steps, left=left, pass_rates=self._pass_rates, below=below
+        )
 
     def _keep(self, line: str) -> None:
         with self._lock:
@@ -186,11 +232,6 @@ class Console:
             with named_disk_errors(self._log), self._log.open("a", encoding="utf-8", errors="replace") as file:
                 file.writelines(self._unlogged)
             self._unlogged.clear()
-
-    def _end_line(self) -> None:
-        if self._line_is_open:
-            self._rich.file.write("\n")
-            self._line_is_open = False
 
 
 def _fitting(of_set: SetTable, console: RichConsole) -> Table:

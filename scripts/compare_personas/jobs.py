@@ -1,4 +1,4 @@
-"""One seed and arm: the policy it starts from, its trait's vectors, practice, and what the policy is like afterwards."""
+"""One seed and arm: the policy it starts from, its trait's vectors, practice, and what becomes of the policy."""
 
 import json
 import time
