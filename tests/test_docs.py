@@ -25,7 +25,8 @@ def test_every_metric_that_the_code_logs_is_explained():
         if path.name not in ("report.py", "recorded_run.py", "charts.py"):
             logged |= set(re.findall(rf'"((?:{prefixes})/[\w/@]+)"', path.read_text(encoding="utf-8")))
     assert len(logged) > 40
-    assert sorted(name for name in logged if f"`{name}`" not in explained) == []
+    # A name that ends in _ is the beginning of several.
+    assert sorted(name for name in logged if not name.endswith("_") and f"`{name}`" not in explained) == []
 
 
 NEEDED = {"length": {"limit": 8, "buffer": 4, "unit": "tokens"}}

@@ -83,7 +83,7 @@ class Console:
     def print(self, table: Table) -> None:
         """A table, on the terminal alone."""
         if not self._is_quiet:
-            self._end_line()
+            self._region.clear()
             self._rich.print(table)
 
     def profile_progress(self, progress: ProfileProgress) -> None:
