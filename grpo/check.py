@@ -21,7 +21,7 @@ from grpo.errors import ConfigError, HubError
 from grpo.evaluation_sets import load_sets
 from grpo.final_evaluation import check_names
 from grpo.folder import RunFolder
-from grpo.logprobs import CHUNK_ELEMENTS
+from grpo.logprobs import CHUNK_ELEMENTS, CHUNK_OF_HEAD
 from grpo.model import Float32Head, base_of, load_tokenizer, max_positions, skeleton
 from grpo.optim import muon_names
 from grpo.practice import needs_profile, reward_spec
@@ -124,6 +124,8 @@ def memory(config: RunConfig, sizes: Sizes, *, strategy: str, num_ranks: int) ->
     tokens = longest_tokens(config, sizes.context_tokens)
     on_gpu = config.run.device != "cpu" and torch.cuda.is_available()
     chunk_elements = CHUNK_ELEMENTS["cuda" if on_gpu else "cpu"]
+    if strategy != "zero3":
+        chunk_elements = max(chunk_elements, sizes.head_gradient_bytes // FLOAT32_BYTES // CHUNK_OF_HEAD)
     chunk_tokens = min(max(1, chunk_elements // sizes.vocabulary), max(tokens, config.train.tokens_per_micro_batch))
     sampling = {
         "keys and values": config.sampling.max_rows * tokens * sizes.cache_bytes_per_token,

@@ -19,8 +19,10 @@ LossOf = Callable[[Tensor, slice], Tensor]
 """The loss, a sum over tokens, of the log-probs [C] of the tokens that the slice names."""
 
 LEAST = torch.finfo(torch.float32).min
-CHUNK_ELEMENTS = {"cpu": 2**22, "cuda": 2**26}
-"""Logits of one chunk: 16 MiB in float32 where a cache is to hold them, 256 MiB where few rows leave a GPU idle."""
+CHUNK_ELEMENTS = {"cpu": 2**21, "cuda": 2**26}
+"""Logits of one chunk: 8 MiB in float32 where a cache is to hold them, 256 MiB where few rows leave a GPU idle."""
+CHUNK_OF_HEAD = 8
+"""Where the head is trained a chunk has at least its weights' elements over this: each adds a pass over them."""
 
 
 def tempered(logits: Tensor, *, temperature: Tensor, kept: Tensor | None = None) -> Tensor:
@@ -48,13 +50,13 @@ class Choices:
     kept: KeptSets | None  # of A tokens
     vocabulary: int
 
-    def chunks(self, *, most_tokens: int) -> Iterator[tuple[slice, "Choices"]]:
-        """Parts whose logits fit a chunk, and where each lies.
+    def chunks(self, *, most_tokens: int, least_elements: int = 0) -> Iterator[tuple[slice, "Choices"]]:
+        """Parts whose logits fit a chunk, which is of `least_elements` where these are more, and where each lies.
 
         As many as `most_tokens` would need, of no token where there are less: where the head's weights are sharded,
         each call gathers them, and every rank must take part."""
         device = "cpu" if self.hidden.device.type == "cpu" else "cuda"
-        size = max(1, CHUNK_ELEMENTS[device] // self.vocabulary)
+        size = max(1, max(CHUNK_ELEMENTS[device], least_elements) // self.vocabulary)
         for start in range(0, max(1, len(self.targets), most_tokens), size):
             part = slice(start, start + size)
             yield (
@@ -158,7 +160,8 @@ class _Loss(torch.autograd.Function):
         # allocator could not give those the same memory again.
         everything = hidden.new_empty(len(choices.targets), dtype=torch.float32)  # [A]
         entropy = torch.empty_like(everything) if with_entropy else None  # [A]
-        for part, chunk in choices.chunks(most_tokens=0):
+        least = sum(weight.numel() for weight in weights) // CHUNK_OF_HEAD
+        for part, chunk in choices.chunks(most_tokens=0, least_elements=least):
             with torch.enable_grad():
                 of_chunk = chunk.hidden.detach().requires_grad_()
                 logits = head(of_chunk)  # [C, V]
