@@ -20,10 +20,11 @@ from grpo.evaluation import Evaluation, evaluate
 from grpo.final_evaluation import is_evaluated, run_eval
 from grpo.folder import Phase, named_disk_errors, write_json
 from grpo.manifest import MANIFEST_FILE, by_tier, read_manifest
+from grpo.persona.steerer import Steerer
 from grpo.profiling import Profile
 from grpo.seeds import torch_seed
 from grpo.sft import cold_start
-from grpo.starts import CPU, Run, layout, load_start, newest_checkpoint, profile_policy, read_tiers, take_up
+from grpo.starts import CPU, Run, layout, load_start, newest_checkpoint, print_of, profile_policy, read_tiers, take_up
 from grpo.stock import Stock
 from grpo.tracking.report import write_report
 from grpo.trainer import Parts, Trainer
@@ -163,6 +164,8 @@ def run_train(run: Run) -> None:
     config, folder = run.config, run.folder
     trainer = trainer_of(run)
     load_start(run)
+    if isinstance(run.steerer, Steerer):
+        run.console.say(run.steerer.check_start(print_of(run)))
     newest = newest_checkpoint(run, "train")
     if newest is not None:
         before = take_up(trainer, newest)
@@ -258,6 +261,7 @@ def trainer_of(
         tracker=run.tracker,
         folder=run.folder,
         console=run.console,
+        steerer=run.steerer,
     )
     return Trainer(parts, config, should_stop=run.should_stop, writer=writer)
 

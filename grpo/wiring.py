@@ -25,6 +25,8 @@ from grpo.evaluation_sets import load_sets, num_practised
 from grpo.final_evaluation import check_names
 from grpo.folder import Phase, RunFolder, Start
 from grpo.model import end_token_ids, initial_model, load_model, load_tokenizer, max_positions
+from grpo.persona.applied import Applied, applied_to
+from grpo.persona.steerer import Steerer, Unsteered
 from grpo.policy import Policy
 from grpo.profiling import check_store_folder
 from grpo.rollout import GaveUp, Rollouts, check_prompts
@@ -56,6 +58,8 @@ class _Parts:
     strategy: Strategy
     sampler: NativeSampler
     initial_weights: Callable[[], Mapping[str, Tensor]]
+    steerer: Steerer | Unsteered
+    sft_steering: Applied | None
     fitting: dict[str, list[Problem]]  # problems of train, validation and heldout whose prompts fit
     evaluation: dict[str, list[Problem]]  # those of evaluation.sets, by name
 
@@ -168,6 +172,10 @@ def _parts(config: RunConfig, rows: _Rows, *, world: World, console: Console, mu
         policy = Policy(model)
     except ValueError as error:
         raise ConfigError(f"model: {error}") from error
+    seed = config.run.seed
+    steerer = Unsteered() if config.steering is None else Steerer.of(config.steering, policy, seed=seed)
+    in_sft = None if config.sft is None else config.sft.steering
+    sft_steering = None if in_sft is None else applied_to(policy, in_sft, seed=seed, field="sft.steering")
     chat = Chat(tokenizer, config.chat, end_token_ids=end_token_ids(model, tokenizer))
     fitting = {
         name: _fitting(config, problems, chat, policy, console, name=name)
@@ -215,6 +223,8 @@ def _parts(config: RunConfig, rows: _Rows, *, world: World, console: Console, mu
         strategy=strategy,
         sampler=sampler,
         initial_weights=lambda: _initial_weights(config, tokenizer),
+        steerer=steerer,
+        sft_steering=sft_steering,
         fitting=fitting,
         evaluation=evaluation,
     )
@@ -259,6 +269,8 @@ def _run(
         tracker=tracker,
         console=console,
         should_stop=should_stop,
+        steerer=parts.steerer,
+        sft_steering=parts.sft_steering,
     )
 
 
