@@ -90,7 +90,7 @@ def opened(
         if config.profile.folder is not None:
             check_store_folder(Path(config.profile.folder))
     _check_alike(world, {"config": config.model_dump(mode="json"), "rows": rows.problem_ids})
-    parts = _parts(config, rows, world=world, console=console, must_stop=must_stop)
+    parts = _parts(config, rows, phases=phases, world=world, console=console, must_stop=must_stop)
     with ExitStack() as stack:
         folder = stack.enter_context(_folder(config, world, problem_ids=rows.problem_ids, start=start, phases=phases))
         console.log_to(folder.log)
@@ -124,7 +124,7 @@ def looked_at(config: RunConfig, path: Path, *, world: World, console: Console) 
     folder = RunFolder(path)
     rows = _rows(config, console)
     folder.check_belongs(config, problem_ids=rows.problem_ids)
-    parts = _parts(config, rows, world=world, console=console, must_stop=lambda: False)
+    parts = _parts(config, rows, phases=("train",), world=world, console=console, must_stop=lambda: False)
     with _pool(config.reward) as pool:
         yield _run(
             config,
@@ -160,7 +160,15 @@ def _evaluation_sets(config: RunConfig, practised: Sequence[Problem], console: C
     return loaded
 
 
-def _parts(config: RunConfig, rows: _Rows, *, world: World, console: Console, must_stop: Callable[[], bool]) -> _Parts:
+def _parts(
+    config: RunConfig,
+    rows: _Rows,
+    *,
+    phases: tuple[Phase, ...],
+    world: World,
+    console: Console,
+    must_stop: Callable[[], bool],
+) -> _Parts:
     sets = rows.sets
     if config.run.threads is not None:
         torch.set_num_threads(config.run.threads)
@@ -172,10 +180,7 @@ def _parts(config: RunConfig, rows: _Rows, *, world: World, console: Console, mu
         policy = Policy(model)
     except ValueError as error:
         raise ConfigError(f"model: {error}") from error
-    seed = config.run.seed
-    steerer = Unsteered() if config.steering is None else Steerer.of(config.steering, policy, seed=seed)
-    in_sft = None if config.sft is None else config.sft.steering
-    sft_steering = None if in_sft is None else applied_to(policy, in_sft, seed=seed, field="sft.steering")
+    steerer, sft_steering = _steering(config, policy, phases=phases)
     chat = Chat(tokenizer, config.chat, end_token_ids=end_token_ids(model, tokenizer))
     fitting = {
         name: _fitting(config, problems, chat, policy, console, name=name)
@@ -227,6 +232,18 @@ def _parts(config: RunConfig, rows: _Rows, *, world: World, console: Console, mu
         sft_steering=sft_steering,
         fitting=fitting,
         evaluation=evaluation,
+    )
+
+
+def _steering(
+    config: RunConfig, policy: Policy, *, phases: tuple[Phase, ...]
+) -> tuple[Steerer | Unsteered, Applied | None]:
+    """What steers the loop and the cold start. Other phases come before the vectors are there: they read no file."""
+    seed, in_train = config.run.seed, config.steering
+    in_sft = None if config.sft is None else config.sft.steering
+    return (
+        Unsteered() if in_train is None or "train" not in phases else Steerer.of(in_train, policy, seed=seed),
+        None if in_sft is None or "sft" not in phases else applied_to(policy, in_sft, seed=seed, field="sft.steering"),
     )
 
 

@@ -29,14 +29,21 @@ def save_vectors(path: Path, config: RunConfig, *, seed: int = 0, scale: float =
         "model_type": text.model_type,
         "num_blocks": text.num_hidden_layers,
         "hidden_size": text.hidden_size,
+        "checkpoint": "start",
+        "num_instructions": 1,
+        "num_questions": 1,
+        "rollouts_per_question": 1,
         "num_positive": 1,
         "num_negative": 1,
         "num_drawn": 2,
+        "dropped": {},
         "threshold": 0.5,
+        "coherence_threshold": 0.5,
         "temperature": 1.0,
         "seed": seed,
-        "separation": (1.0,) * text.num_hidden_layers,
     }
+    of_blocks = ("separation", "random_separation", "agreement", "hidden_norm")
+    fields |= dict.fromkeys(of_blocks, (1.0,) * text.num_hidden_layers)
     made = Origin(**fields | origin)
     noise = torch.Generator().manual_seed(seed)
     shape = (made.num_blocks, made.hidden_size)

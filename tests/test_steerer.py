@@ -1,5 +1,7 @@
 """Steering in the loop: on in the halves of a step that the mode says, off in everything else, and said in the log."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -7,13 +9,17 @@ import pytest
 import torch
 
 from grpo.config import RunConfig, SteeringConfig
+from grpo.distributed.world import World
 from grpo.errors import ConfigError
+from grpo.folder import Phase
 from grpo.persona import steerer as steerers
 from grpo.persona.coefficient import Scheduled, coefficient_of
 from grpo.policy import Policy
 from grpo.recipe import run_train, trainer_of
 from grpo.starts import Run, load_start
 from grpo.steering import Steering
+from grpo.tracking.console import Console
+from grpo.wiring import opened
 from tests.runs import opened_run, read_jsonl, small_run_config
 from tests.steering import TRAIT, save_vectors
 
@@ -29,6 +35,14 @@ def config_of(folder: Path, *, origin: dict[str, Any] | None = None, scale: floa
     config = small_run_config(folder, steering=own, **fields)
     save_vectors(folder / "loud.safetensors", config, scale=scale, **(origin or {}))
     return config
+
+
+@contextmanager
+def opened_for(config: RunConfig, *, phases: tuple[Phase, ...]) -> Iterator[Run]:
+    console = Console(num_steps=config.train.steps)
+    stops = {"should_stop": lambda: False, "must_stop": lambda: False}
+    with opened(config, world=World.alone(), start="fresh", phases=phases, console=console, **stops) as run:
+        yield run
 
 
 class Seen:
@@ -178,6 +192,19 @@ def test_a_hook_that_does_not_attach_is_refused_when_the_run_is_opened(tmp_path,
     monkeypatch.setattr(Steering, "moved", lambda self, hidden, *, block, at: hidden)
     with pytest.raises(ConfigError, match="changes no hidden state"), opened_run(config_of(tmp_path)):
         pass
+
+
+def test_a_file_that_is_not_there_is_missed_by_who_trains_and_not_before(tmp_path):
+    """Vectors are extracted from the cold start, by the same config."""
+    config = config_of(tmp_path)
+    Path(config.steering.vectors).unlink()
+    with (
+        pytest.raises(ConfigError, match=r"steering: .*no such file; make it with `grpo persona extract`"),
+        opened_run(config),
+    ):
+        pass
+    with opened_for(config, phases=("profile",)) as run:
+        assert run.steerer.metrics(0, "") == {}
 
 
 def test_a_file_of_something_else_is_refused(tmp_path):
