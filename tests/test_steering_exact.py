@@ -11,7 +11,9 @@ import pytest
 import torch
 
 from grpo.batch import MicroBatch, TrainedRollout, micro_batches
-from grpo.policy import Policy
+from grpo.policy import Policy, Scored, Wanted
+from grpo.sampling.native import check_decoding
+from grpo.sampling.prefixes import SHARED_TOKENS, shares_prefixes
 from grpo.sampling.protocol import Request
 from grpo.seeds import key
 from grpo.steering import Steering
@@ -172,7 +174,81 @@ def test_scoring_under_another_mask_or_none_or_at_another_temperature_is_off_by_
         others = [replace(steering, positions=other) for other in POSITIONS if other != positions]
         for other in (*others, replace(steering, coefficient=4.4), replace(steering, vectors={0: vector(1)}), None):
             policy.steer(other)
-            print(family, positions, other and (other.positions, other.coefficient), gap(policy, groups))
             assert gap(policy, groups) > 100
         policy.steer(steering)
         assert gap(policy, groups, temperature=1.0) > 100
+
+
+# --- under adapters, recomputed activations, packed and padded rows, shared prompts -----------------------------------
+
+LONG = (SHARED_TOKENS + 4, 3, SHARED_TOKENS + 30)
+
+
+@pytest.mark.parametrize("positions", POSITIONS)
+@pytest.mark.parametrize("family", ["llama", "qwen3", "glm4", "glm4_moe"])
+def test_they_agree_where_a_prompt_is_stored_and_computed_once_for_its_group(family, positions):
+    policy = policy_of(family)
+    assert shares_prefixes(policy)
+    assert policy.packs
+    policy.steer(steering_of([0, 2], -3.0, positions=positions))
+    groups = sampled(policy, requests_of(LONG, temperature=0.7))
+    assert any(
+        len(segment.row_tokens) > 1 and segment.prefix_tokens > 90
+        for b in batches_of(policy, groups)
+        for segment in b.layout.segments
+    )
+    assert gap(policy, groups) < 1
+    for other in set(POSITIONS) - {positions}:
+        policy.steer(steering_of([0, 2], -3.0, positions=other))
+        assert gap(policy, groups) > 100
+    policy.steer(steering_of([0, 2], -3.0, positions=positions))
+    policy.packs = False  # each rollout with its own prompt, padded
+    assert gap(policy, groups) < 1
+
+
+@pytest.mark.parametrize("positions", POSITIONS)
+def test_they_agree_under_adapters(positions):
+    policy = policy_of("qwen3", lora={"rank": 3})
+    with torch.no_grad():
+        for name, parameter in policy.named_parameters():
+            if "lora_B" in name:
+                parameter.copy_(0.1 * torch.ones_like(parameter).cumsum(0).sin())
+    policy.steer(steering_of([1], 5.0, positions=positions))
+    groups = sampled(policy, requests_of(LENGTHS, temperature=0.7))
+    assert gap(policy, groups) < 1
+    policy.steer(None)
+    assert gap(policy, groups) > 100
+
+
+def gradients(policy: Policy, batches: Sequence[MicroBatch]) -> dict[str, torch.Tensor]:
+    """Of the summed log-probs of what was drawn, which also have to be the sampler's."""
+    policy.zero_grad()
+    for batch in batches:
+        scored = Scored(*policy(batch, Wanted(loss_of=lambda logprobs, part: logprobs.sum())))
+        assert scored.loss is not None
+        scored.loss.backward()
+        assert float((scored.logprobs - batch.sampler_logprobs).abs().max()) < 1e-4
+    return {name: p.grad.clone() for name, p in policy.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("positions", POSITIONS)
+@pytest.mark.parametrize("family", ["llama", "gemma3", "glm4_moe"])
+def test_recomputed_activations_are_steered_as_the_first_time(family, positions):
+    plain, recomputing = policy_of(family), policy_of(family, activation_checkpointing=True)
+    for policy in (plain, recomputing):
+        policy.steer(steering_of([0, 1], 2.0, positions=positions))
+    batches = batches_of(plain, sampled(plain, requests_of(LENGTHS, temperature=1.0)))
+    expected, found = gradients(plain, batches), gradients(recomputing, batches)
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        assert float((found[name] - gradient).norm()) <= 1e-5 * float(gradient.norm()), name
+    plain.steer(None)
+    with pytest.raises(AssertionError):
+        gradients(plain, batches)
+
+
+def test_the_check_of_the_decode_holds_for_a_steered_policy():
+    policy = policy_of("llama")
+    for positions in POSITIONS:
+        policy.steer(steering_of([1], 4.0, positions=positions))
+        check_decoding(policy)
