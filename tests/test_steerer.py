@@ -8,18 +8,20 @@ from typing import Any
 import pytest
 import torch
 
+from grpo import checkpoint
 from grpo.config import RunConfig, SteeringConfig
 from grpo.distributed.world import World
 from grpo.errors import ConfigError
-from grpo.folder import Phase
+from grpo.folder import Phase, Start
 from grpo.persona import steerer as steerers
 from grpo.persona.coefficient import Scheduled, coefficient_of
 from grpo.policy import Policy
 from grpo.recipe import run_train, trainer_of
+from grpo.replay import find, replay
 from grpo.starts import Run, load_start
 from grpo.steering import Steering
 from grpo.tracking.console import Console
-from grpo.wiring import opened
+from grpo.wiring import looked_at, opened
 from tests.runs import opened_run, read_jsonl, small_run_config
 from tests.steering import TRAIT, save_vectors
 
@@ -38,10 +40,10 @@ def config_of(folder: Path, *, origin: dict[str, Any] | None = None, scale: floa
 
 
 @contextmanager
-def opened_for(config: RunConfig, *, phases: tuple[Phase, ...]) -> Iterator[Run]:
+def opened_for(config: RunConfig, *, phases: tuple[Phase, ...], start: Start = "fresh") -> Iterator[Run]:
     console = Console(num_steps=config.train.steps)
     stops = {"should_stop": lambda: False, "must_stop": lambda: False}
-    with opened(config, world=World.alone(), start="fresh", phases=phases, console=console, **stops) as run:
+    with opened(config, world=World.alone(), start=start, phases=phases, console=console, **stops) as run:
         yield run
 
 
@@ -257,3 +259,36 @@ def test_the_control_has_the_norms_of_the_vectors_and_other_directions_by_the_ru
         assert abs(float(cosine)) < 0.6
         assert torch.equal(control[block], again[block])
     assert not torch.equal(control[0] / control[0].norm(), control[1] / control[1].norm())
+
+
+# --- what survives ----------------------------------------------------------------------------------------------------
+
+RISING = {"steering.schedule": "linear", "steering.final_coefficient": 6.0, "steering.schedule_steps": 2}
+
+
+def test_a_steered_run_that_is_resumed_goes_on_bit_for_bit_and_its_rollouts_are_drawn_again(tmp_path):
+    found = []
+    for name, stops in (("whole", (3,)), ("cut", (1, 3))):
+        config = config_of(tmp_path / name, **{"checkpoint.every_steps": 1, **RISING})
+        for number, steps in enumerate(stops):
+            train = config.train.model_copy(update={"steps": steps})
+            asked = config.model_copy(update={"train": train})
+            with opened_for(asked, phases=("train",), start="resume" if number else "fresh") as run:
+                run_train(run)
+        found.append(run.folder)
+    whole, cut = found
+    assert [row[COEFFICIENT] for row in read_jsonl(cut.metrics)] == [2.0, 4.0, 6.0]
+    weights, _, state = checkpoint.load(cut.checkpoints / "step_000003", device=torch.device("cpu"))
+    expected, _, _ = checkpoint.load(whole.checkpoints / "step_000003", device=torch.device("cpu"))
+    assert all(torch.equal(weights[name], tensor) for name, tensor in expected.items())
+    assert weights.keys() == checkpoint.weights_of(run.policy.model).keys()  # no vector is among them
+    assert state["steering"] == {"coefficient": {}}
+    recorded = read_jsonl(cut.rollouts / "step_000003.jsonl")[0]
+    asked = find(cut, step=3, problem=recorded["problem_id"], attempt=recorded["attempt"], say=print)
+    with looked_at(config, cut.path, world=World.alone(), console=Console(num_steps=3)) as opened_again:
+        again = replay(opened_again, asked, say=print)
+        assert again.differences == ()
+        assert again.logprob_gap == 0.0
+        opened_again.steerer._coefficient = Scheduled(-2.0)  # the same policy, otherwise steered, draws other tokens
+        other = replay(opened_again, asked, say=print)
+    assert other.logprob_gap > 1e-3 or other.differences
