@@ -90,6 +90,8 @@ def run_sft(run: Run) -> None:
     run.world.progress("cold start")
     run.folder.mark("sft", finished=False)
     run.strategy.load_weights(run.initial_weights())
+    if run.sft_steering is not None:
+        run.console.say(run.sft_steering.check_start(print_of(run)))
     run.console.say(f"cold start: {len(run.traces)} traces, at most {config.max_steps} steps")
 
     def on_look(step: int, value: float) -> None:
@@ -120,6 +122,7 @@ def run_sft(run: Run) -> None:
         seed=run.config.run.seed,
         folder=run.folder.path / "sft",
         world=run.world,
+        steering=None if run.sft_steering is None else run.sft_steering.at(run.sft_steering.config.coefficient),
     )
     take_over()
     looks = [
