@@ -14,10 +14,18 @@ from grpo.persona.vectors import OVERS, Origin, PersonaVectors, save
 TRAIT = "loud"
 
 
-def save_vectors(path: Path, config: RunConfig, *, seed: int = 0, scale: float = 1.0, **origin: Any) -> str:
+def save_vectors(
+    path: Path,
+    config: RunConfig,
+    *,
+    seed: int = 0,
+    scale: float = 1.0,
+    recommended: tuple[int | None, float | None] = (None, None),
+    **origin: Any,
+) -> str:
     """Write random vectors of the config's own initial policy; returns the path as a config has it.
 
-    `origin` are fields of the file's Origin that say something else."""
+    `origin` are fields of the file's Origin that say something else, `recommended` is a block and a coefficient."""
     model = initial_model(config.model, tokenizer=load_tokenizer(config.model), seed=config.run.seed)
     text = base_of(model).config.get_text_config()
     found = policy_print(checkpoint.weights_of(model))
@@ -47,5 +55,7 @@ def save_vectors(path: Path, config: RunConfig, *, seed: int = 0, scale: float =
     made = Origin(**fields | origin)
     noise = torch.Generator().manual_seed(seed)
     shape = (made.num_blocks, made.hidden_size)
-    save(PersonaVectors(made, of={over: scale * torch.randn(shape, generator=noise) for over in OVERS}), path)
+    of = {over: scale * torch.randn(shape, generator=noise) for over in OVERS}
+    block, coefficient = recommended
+    save(PersonaVectors(made, of=of, recommended_block=block, recommended_coefficient=coefficient), path)
     return str(path)
