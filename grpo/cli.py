@@ -151,6 +151,14 @@ def _parser() -> argparse.ArgumentParser:
     form.add_argument(
         "--adapter", action="store_const", const="adapter", dest="form", help="write adapters alone, for peft"
     )
+    export.add_argument(
+        "--steer",
+        type=Path,
+        metavar="VECTORS",
+        help="fold a trait's vector into the weights: steering at all positions",
+    )
+    export.add_argument("--coefficient", type=float, help="signed factor of the vector (what a sweep recommended)")
+    export.add_argument("--block", type=int, help="the block whose output it is added to (what a sweep recommended)")
     replay = commands.add_parser(
         "replay", help="draw a rollout of a run again, and show where it differs from the recorded one"
     )
@@ -315,15 +323,24 @@ def _report(arguments: argparse.Namespace) -> None:
 
 
 def _export(arguments: argparse.Namespace) -> None:
+    if arguments.steer is None and (arguments.coefficient is not None or arguments.block is not None):
+        raise ConfigError("--coefficient and --block are of --steer; name its file, or leave them out")
     from grpo.export import export
+    from grpo.persona.folding import fold_of
 
+    fold = None
+    if arguments.steer is not None:
+        fold = fold_of(arguments.steer, coefficient=arguments.coefficient, block=arguments.block)
     source = export(
         arguments.run,
         output=arguments.output,
         checkpoint_name=arguments.checkpoint,
         form=arguments.form,
         say=lambda text: print(text, file=sys.stderr),
+        change=None if fold is None else fold.into,
     )
+    if fold is not None:
+        print(fold.said, file=sys.stderr)
     print(f"{source} is in {arguments.output}")
 
 

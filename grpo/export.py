@@ -31,16 +31,25 @@ Form = Literal["merged", "adapter"]
 
 
 def export(
-    run: Path, *, output: Path, checkpoint_name: str | None, form: Form | None, say: Callable[[str], None]
+    run: Path,
+    *,
+    output: Path,
+    checkpoint_name: str | None,
+    form: Form | None,
+    say: Callable[[str], None],
+    change: Callable[[PreTrainedModel], PreTrainedModel] | None = None,
 ) -> Path:
     """Write the policy of a checkpoint of `run` to the folder `output`, and return the checkpoint's path.
 
     `checkpoint_name` is a name under the run's checkpoints, "best", or a path; None takes the newest step that is
-    whole. `form` is for a run with model.lora; None is merged. Raises ConfigError for a wrong command, CheckpointError
+    whole. `form` is for a run with model.lora; None is merged. `change` is made to the whole model before it is
+    written; adapters alone do not hold it. Raises ConfigError for a wrong command, CheckpointError
     where there is no such checkpoint or it is not whole, DiskError; then nothing is at `output`."""
     folder = RunFolder(run)
     config = folder.read_config()
     _check_command(config, output=output, form=form)
+    if form == "adapter" and change is not None:
+        raise ConfigError("--adapter: adapters alone do not hold a vector; leave out --steer, or take --merged")
     source = _source(folder.checkpoints, checkpoint_name, say=say)
     weights = _weights(source)
     tokenizer = load_tokenizer(config.model)
@@ -53,7 +62,9 @@ def export(
             assert config.model.path is not None  # _check_command refuses an architecture
             _save_adapters(model, temporary, base=config.model.path)
         else:
-            _save_model(_merged(model), temporary, chat=chat, to_float16=config.model.dtype == "float16")
+            merged = _merged(model)
+            changed = merged if change is None else change(merged)
+            _save_model(changed, temporary, chat=chat, to_float16=config.model.dtype == "float16")
         _save_tokenizer(tokenizer, temporary, template=chat.template)
     return source
 

@@ -23,6 +23,7 @@ Start = Literal["new", "resume", "fresh"]
 
 COLD_START = "cold_start"
 PROBLEM_IDS = ".problem_ids"  # ends a name in the fingerprint: a source can hold other rows and be called the same
+CONTENT = ".content"  # likewise: a file can be another and have the same path
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO)
 RESUME = "then add --resume (the last checkpoint is whole)"
 _EVERY = ("run", "model", "chat", "data", "sampling", "reward")
@@ -36,7 +37,7 @@ FIELDS: dict[Phase, tuple[str, ...]] = {
     ),
     "train": (
         *(*_EVERY, "profile.reuse_steps", "profile.folder", "temperature", "curriculum", "train"),
-        *("advantage", "loss", "optim", "evaluation.every_steps"),
+        *("advantage", "loss", "steering", "optim", "evaluation.every_steps"),
     ),
     # A file says of each checkpoint and set what it rests on: more are added, and what has changed is done again.
     "eval": (*_EVERY, "evaluation.rollouts_per_problem", "evaluation.temperature"),
@@ -278,12 +279,23 @@ def fields_of(config: RunConfig) -> dict[Phase, tuple[str, ...]]:
 
 
 def _fingerprint(config: RunConfig, problem_ids: Mapping[str, Sequence[str]]) -> dict[str, str]:
-    """The config's own, and a short hash of the problem ids of each source."""
+    """The config's own, and a short hash of the problem ids of each source and of the content of each vectors' file.
+
+    Whoever needs a file that is not there says so: a cold start runs before the vectors that steer the loop exist."""
     ids = {
         f"{source}{PROBLEM_IDS}": hashlib.blake2b("\n".join(of_source).encode(), digest_size=8).hexdigest()
         for source, of_source in problem_ids.items()
     }
-    return fingerprint(config) | ids
+    files = {
+        "steering.vectors": config.steering,
+        "sft.steering.vectors": None if config.sft is None else config.sft.steering,
+    }
+    contents = {
+        f"{field}{CONTENT}": hashlib.blake2b(Path(applied.vectors).read_bytes(), digest_size=8).hexdigest()
+        for field, applied in files.items()
+        if applied is not None and Path(applied.vectors).is_file()
+    }
+    return fingerprint(config) | ids | contents
 
 
 def write_text(path: Path, text: str) -> None:

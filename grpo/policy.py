@@ -97,6 +97,12 @@ class Policy(nn.Module):
             check_vectors(steering.vectors, self._blocks[0], hidden_size=self.hidden_size, what="steering")
         self.steering = steering
 
+    def steered_at(self, *, chooses: Tensor, chosen: Tensor) -> Tensor | None:
+        """Where `hidden` is to steer, from the masks of positions whose next token, and whose own, is the policy's.
+
+        None where nothing is steered."""
+        return None if self.steering is None else self.steering.where(chooses=chooses, chosen=chosen)
+
     def watch(self, watched: Watched | None) -> None:
         """Read projections from every training forward from here on, or none. Raises ValueError as `steer` does."""
         if watched is not None:
@@ -196,7 +202,7 @@ class Policy(nn.Module):
         hidden = self.hidden(
             ids,
             position_ids=position_ids,
-            steer_at=None if self.steering is None else self.steering.where(chooses=chooses, chosen=chosen),
+            steer_at=self.steered_at(chooses=chooses, chosen=chosen),
             readings=readings,
             layout=layout,
         )

@@ -20,10 +20,11 @@ from grpo.evaluation import Evaluation, evaluate
 from grpo.final_evaluation import is_evaluated, run_eval
 from grpo.folder import Phase, named_disk_errors, write_json
 from grpo.manifest import MANIFEST_FILE, by_tier, read_manifest
+from grpo.persona.steerer import Steerer
 from grpo.profiling import Profile
 from grpo.seeds import torch_seed
 from grpo.sft import cold_start
-from grpo.starts import CPU, Run, layout, load_start, newest_checkpoint, profile_policy, read_tiers, take_up
+from grpo.starts import CPU, Run, layout, load_start, newest_checkpoint, print_of, profile_policy, read_tiers, take_up
 from grpo.stock import Stock
 from grpo.tracking.report import write_report
 from grpo.trainer import Parts, Trainer
@@ -89,6 +90,8 @@ def run_sft(run: Run) -> None:
     run.world.progress("cold start")
     run.folder.mark("sft", finished=False)
     run.strategy.load_weights(run.initial_weights())
+    if run.sft_steering is not None:
+        run.console.say(run.sft_steering.check_start(print_of(run)))
     run.console.say(f"cold start: {len(run.traces)} traces, at most {config.max_steps} steps")
 
     def on_look(step: int, value: float) -> None:
@@ -119,6 +122,7 @@ def run_sft(run: Run) -> None:
         seed=run.config.run.seed,
         folder=run.folder.path / "sft",
         world=run.world,
+        steering=None if run.sft_steering is None else run.sft_steering.at(run.sft_steering.config.coefficient),
     )
     take_over()
     looks = [
@@ -163,6 +167,8 @@ def run_train(run: Run) -> None:
     config, folder = run.config, run.folder
     trainer = trainer_of(run)
     load_start(run)
+    if isinstance(run.steerer, Steerer):
+        run.console.say(run.steerer.check_start(print_of(run)))
     newest = newest_checkpoint(run, "train")
     if newest is not None:
         before = take_up(trainer, newest)
@@ -258,6 +264,7 @@ def trainer_of(
         tracker=run.tracker,
         folder=run.folder,
         console=run.console,
+        steerer=run.steerer,
     )
     return Trainer(parts, config, should_stop=run.should_stop, writer=writer)
 

@@ -5,6 +5,7 @@ another at 0.5. The traces are encoded by the same chat code as the prompts of t
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,10 @@ from grpo.data import to_dataset, trace_text
 from grpo.distributed.world import World
 from grpo.errors import ConfigError, DataError, GateError, Interrupted
 from grpo.model import max_positions
+from grpo.persona.supervised import steered_by_labels
 from grpo.policy import Policy
 from grpo.seeds import torch_seed
+from grpo.steering import Steering
 from grpo.types import Problem
 
 IGNORED = -100  # transformers' label of a token that is not learned
@@ -47,8 +50,11 @@ def cold_start(
     seed: int,
     folder: Path,
     world: World,
+    steering: Steering | None = None,
 ) -> ColdStart:
     """Train `policy` in place on `traces` until `pass_at_1()` reaches the gate; every rank takes its part of a batch.
+
+    With `steering` the supervised forwards are steered, and neither the looks at the gate nor what is left behind.
 
     Raises GateError when max_steps end below the gate, ConfigError when `sft.completion` names a field that a row has
     not or the ranks do not divide a batch, DataError for a trace that the model's context cannot hold, Interrupted when
@@ -86,7 +92,8 @@ def cold_start(
     )
     trainer.remove_callback(PrinterCallback)  # the console speaks, and knows what is worth saying
     world.progress("cold start")
-    with torch.random.fork_rng(devices=[]):
+    steered = nullcontext() if steering is None else steered_by_labels(policy, steering, ignored_label=IGNORED)
+    with torch.random.fork_rng(devices=[]), steered:
         trainer.train()
     # Each its own: adapters and rotary frequencies are float32 beside bfloat16 weights.
     for name, tensor in _tensors(policy):

@@ -16,9 +16,11 @@ from grpo.config import RunConfig
 from grpo.distributed.strategy import Strategy
 from grpo.distributed.world import World
 from grpo.errors import CheckpointError, DataError
-from grpo.fingerprints import policy_print, profile_fingerprint
+from grpo.fingerprints import PolicyPrint, policy_print, profile_fingerprint
 from grpo.folder import COLD_START, Phase, RunFolder
 from grpo.manifest import MANIFEST_FILE, Row, read_manifest
+from grpo.persona.applied import Applied
+from grpo.persona.steerer import Steerer, Unsteered
 from grpo.policy import Policy
 from grpo.profiling import Profile, profile
 from grpo.rollout import Rollouts
@@ -52,6 +54,8 @@ class Run:
     tracker: Tracker
     console: Console
     should_stop: Callable[[], bool]  # says the same on every rank, which all ask together
+    steerer: Steerer | Unsteered
+    sft_steering: Applied | None  # of the cold start
 
     @property
     def heldout(self) -> Sequence[Problem]:
@@ -83,6 +87,14 @@ def load_step(run: Run, step: int) -> None:
     weights, _, _ = checkpoint.load(checkpoint.step_path(run.folder.checkpoints, step), device=CPU)
     run.strategy.load_weights(weights)
     run.rollouts.load_weights()
+
+
+def print_of(run: Run) -> PolicyPrint:
+    """Of the policy as it stands, the same on every rank."""
+    weights = run.strategy.weights()
+    policy = run.world.broadcast(policy_print(weights) if run.world.is_main else None)
+    assert policy is not None  # the main rank has one
+    return policy
 
 
 def newest_checkpoint(run: Run, phase: Phase) -> Path | None:
@@ -120,10 +132,7 @@ def profile_policy(
     `on_group` is called with each group as there; None keeps what training can use of them beside the shards
     (`grpo.stock`). With `may_stop` it ends between two waves where the run was asked to."""
     config = run.config
-    weights = run.strategy.weights()
-    policy = run.world.broadcast(policy_print(weights) if run.world.is_main else None)
-    del weights  # a whole copy
-    assert policy is not None  # the main rank has one
+    policy = print_of(run)
     fingerprint = profile_fingerprint(config, run.chat, policy=policy, temperature=temperature, phase=phase, step=step)
 
     def keep(beside: Path) -> Callable[[Group], None]:

@@ -24,6 +24,8 @@ from grpo.errors import Interrupted, RewardError
 from grpo.evaluation import Evaluation, evaluate
 from grpo.folder import RunFolder
 from grpo.guards import Guards
+from grpo.persona.applied import switched
+from grpo.persona.steerer import Steerer, Unsteered
 from grpo.profiling import Profile
 from grpo.rollout import GaveUp, Rollouts, check_lost, lost_verdicts
 from grpo.stock import Stock
@@ -56,6 +58,7 @@ class Parts:
     tracker: Tracker
     folder: RunFolder
     console: Console
+    steerer: Steerer | Unsteered = field(default_factory=Unsteered)
 
 
 @dataclass(slots=True)
@@ -167,16 +170,19 @@ class Trainer:
         temperature = self._thermostat.value(progress.step)
         stage = parts.curriculum.stage
         grid = self._thermostat.grid()
-        collected = self._collector.collect(step=progress.step, temperature=temperature, grid=grid)
+        steer_key = progress.step, parts.curriculum.stage_name
+        with switched(parts.rollouts.steer, parts.steerer.steering_of_sampling(*steer_key)):
+            collected = self._collector.collect(step=progress.step, temperature=temperature, grid=grid)
         self._is_at_boundary = False
         self._check_verdicts(collected)
         collected.count(stats)
-        trained = self._updater.update(collected.kept, stage=self._collector.stage, step=progress.step, stats=stats)
+        with switched(parts.strategy.steer, parts.steerer.steering_of_training(*steer_key)):
+            trained = self._updater.update(collected.kept, stage=self._collector.stage, step=progress.step, stats=stats)
         if any(trained):
             parts.rollouts.load_weights()
         self._log_rollouts(collected, trained)
         self._end_step(collected)
-        metrics = stats.reduce() | decided
+        metrics = stats.reduce() | decided | parts.steerer.metrics(*steer_key)
         metrics |= parts.curriculum.metrics() | self._thermostat.metrics() | self._evaluate()
         if not any(trained):
             parts.tracker.event(progress.step, "no_update", {"reason": _why_no_update(collected.kept)})
@@ -186,6 +192,7 @@ class Trainer:
         metrics |= {"sampling/temperature": temperature, "tokens/total": float(progress.spent_tokens)}
         metrics["time/step"] = time.perf_counter() - started
         metrics |= _throughput(metrics)
+        parts.steerer.observe(progress.step - 1, metrics)
         parts.tracker.log(progress.step, metrics)
         parts.console.step({"step": progress.step, **metrics}, is_last=bool(self.end_reason))
         self._watch(metrics)
@@ -193,8 +200,10 @@ class Trainer:
     def draw(self) -> list[Group]:
         """The groups of the next step, however many verdicts are lost. The trainer is not to be gone on with."""
         self._decide()
-        step = self._progress.step
-        return list(self._collector.collect(step=step, temperature=self._thermostat.value(step)).groups)
+        parts, step = self._parts, self._progress.step
+        steering = parts.steerer.steering_of_sampling(step, parts.curriculum.stage_name)
+        with switched(parts.rollouts.steer, steering):
+            return list(self._collector.collect(step=step, temperature=self._thermostat.value(step)).groups)
 
     def _decide(self) -> dict[str, float]:
         """What is due before a step: the temperature, and new labels; returns the metrics of that.
@@ -360,6 +369,7 @@ class Trainer:
         self._thermostat.load_state_dict(state["temperature"])
         self._parts.stock.load_state_dict(state["stock"])
         self._parts.rollouts.lengths.load_state_dict(state["lengths"])
+        self._parts.steerer.load_state_dict(state["steering"])
         self._guards.load_state_dict(state["guards"])
         self._parts.tracker.load_state_dict(state["tracker"])
         self._parts.rollouts.load_weights()
@@ -375,6 +385,7 @@ class Trainer:
             "temperature": self._thermostat.state_dict(),
             "stock": parts.stock.state_dict(),
             "lengths": parts.rollouts.lengths.state_dict(),
+            "steering": parts.steerer.state_dict(),
             "guards": self._guards.state_dict(),
             "ranks": {"number": parts.world.size, "strategy": self._config.distributed.strategy},
         }

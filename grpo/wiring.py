@@ -25,6 +25,8 @@ from grpo.evaluation_sets import load_sets, num_practised
 from grpo.final_evaluation import check_names
 from grpo.folder import Phase, RunFolder, Start
 from grpo.model import end_token_ids, initial_model, load_model, load_tokenizer, max_positions
+from grpo.persona.applied import Applied, applied_to
+from grpo.persona.steerer import Steerer, Unsteered
 from grpo.policy import Policy
 from grpo.profiling import check_store_folder
 from grpo.rollout import GaveUp, Rollouts, check_prompts
@@ -56,6 +58,8 @@ class _Parts:
     strategy: Strategy
     sampler: NativeSampler
     initial_weights: Callable[[], Mapping[str, Tensor]]
+    steerer: Steerer | Unsteered
+    sft_steering: Applied | None
     fitting: dict[str, list[Problem]]  # problems of train, validation and heldout whose prompts fit
     evaluation: dict[str, list[Problem]]  # those of evaluation.sets, by name
 
@@ -86,7 +90,7 @@ def opened(
         if config.profile.folder is not None:
             check_store_folder(Path(config.profile.folder))
     _check_alike(world, {"config": config.model_dump(mode="json"), "rows": rows.problem_ids})
-    parts = _parts(config, rows, world=world, console=console, must_stop=must_stop)
+    parts = _parts(config, rows, phases=phases, world=world, console=console, must_stop=must_stop)
     with ExitStack() as stack:
         folder = stack.enter_context(_folder(config, world, problem_ids=rows.problem_ids, start=start, phases=phases))
         console.log_to(folder.log)
@@ -120,7 +124,7 @@ def looked_at(config: RunConfig, path: Path, *, world: World, console: Console) 
     folder = RunFolder(path)
     rows = _rows(config, console)
     folder.check_belongs(config, problem_ids=rows.problem_ids)
-    parts = _parts(config, rows, world=world, console=console, must_stop=lambda: False)
+    parts = _parts(config, rows, phases=("train",), world=world, console=console, must_stop=lambda: False)
     with _pool(config.reward) as pool:
         yield _run(
             config,
@@ -156,7 +160,15 @@ def _evaluation_sets(config: RunConfig, practised: Sequence[Problem], console: C
     return loaded
 
 
-def _parts(config: RunConfig, rows: _Rows, *, world: World, console: Console, must_stop: Callable[[], bool]) -> _Parts:
+def _parts(
+    config: RunConfig,
+    rows: _Rows,
+    *,
+    phases: tuple[Phase, ...],
+    world: World,
+    console: Console,
+    must_stop: Callable[[], bool],
+) -> _Parts:
     sets = rows.sets
     if config.run.threads is not None:
         torch.set_num_threads(config.run.threads)
@@ -168,6 +180,7 @@ def _parts(config: RunConfig, rows: _Rows, *, world: World, console: Console, mu
         policy = Policy(model)
     except ValueError as error:
         raise ConfigError(f"model: {error}") from error
+    steerer, sft_steering = _steering(config, policy, phases=phases)
     chat = Chat(tokenizer, config.chat, end_token_ids=end_token_ids(model, tokenizer))
     fitting = {
         name: _fitting(config, problems, chat, policy, console, name=name)
@@ -215,8 +228,22 @@ def _parts(config: RunConfig, rows: _Rows, *, world: World, console: Console, mu
         strategy=strategy,
         sampler=sampler,
         initial_weights=lambda: _initial_weights(config, tokenizer),
+        steerer=steerer,
+        sft_steering=sft_steering,
         fitting=fitting,
         evaluation=evaluation,
+    )
+
+
+def _steering(
+    config: RunConfig, policy: Policy, *, phases: tuple[Phase, ...]
+) -> tuple[Steerer | Unsteered, Applied | None]:
+    """What steers the loop and the cold start. Other phases come before the vectors are there: they read no file."""
+    seed, in_train = config.run.seed, config.steering
+    in_sft = None if config.sft is None else config.sft.steering
+    return (
+        Unsteered() if in_train is None or "train" not in phases else Steerer.of(in_train, policy, seed=seed),
+        None if in_sft is None or "sft" not in phases else applied_to(policy, in_sft, seed=seed, field="sft.steering"),
     )
 
 
@@ -259,6 +286,8 @@ def _run(
         tracker=tracker,
         console=console,
         should_stop=should_stop,
+        steerer=parts.steerer,
+        sft_steering=parts.sft_steering,
     )
 
 

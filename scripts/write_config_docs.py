@@ -26,7 +26,7 @@ def page() -> str:
         definition = _definition(field, sections)
         parts.append(_section(name, definition, optional=name not in document["required"]))
     for name, definition in sorted(sections.items()):
-        if name in ("EvaluationSet", "LoraConfig", "MovesConfig", "Source", "StageConfig"):
+        if name in ("AppliedVectors", "EvaluationSet", "LoraConfig", "MovesConfig", "Source", "StageConfig"):
             parts.append(_section(f"{name} (used by other sections)", definition, optional=True))
     return "\n".join(parts)
 

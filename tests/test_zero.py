@@ -46,6 +46,13 @@ SAMPLING: dict[str, dict[str, Any]] = {
     "sampling-zero3-gather": {"strategy": "zero3", "distributed": {"zero3_sampling": "gather"}},
     "sampling-zero3-layers": {"strategy": "zero3", "distributed": {"zero3_sampling": "layers"}},
 }
+STEERED: dict[str, dict[str, Any]] = {
+    "steered-ddp": {"strategy": "ddp"},
+    "steered-zero2": {"strategy": "zero2"},
+    "steered-zero3-gather": {"strategy": "zero3", "distributed": {"zero3_sampling": "gather"}},
+    "steered-zero3-layers": {"strategy": "zero3", "distributed": {"zero3_sampling": "layers"}, **CHECKPOINTING},
+    "steered-zero3-lora": {"strategy": "zero3", "lora": True},
+}
 # Relative L2 of a weight's gradient, and of a weight after a step of at most the learning rate each way. Below
 # float32 a backward pass with ZeRO-3's hooks adds a hidden state's gradients in another order than one without, and
 # AdamW's first step goes by the sign of a gradient, so that sums of the ranks in another order move some weights of
@@ -74,6 +81,10 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What two processes measured: each launch takes seconds, so one does all cases."""
     cases = {name: {"kind": "updates", **case} for name, case in UPDATES.items()}
     cases |= {name: {"kind": "sampling", **case} for name, case in SAMPLING.items()}
+    # Weights of which attention comes to something, so that a prompt that is steered too is seen.
+    cases |= {
+        name: {"kind": "steered", "architecture": {"initializer_range": 0.1}, **case} for name, case in STEERED.items()
+    }
     return measured(tmp_path_factory.mktemp("quick"), cases)
 
 
@@ -164,6 +175,16 @@ def test_each_rank_samples_from_the_weights_as_they_stand_as_many_requests_as_it
     assert found["same"] == [[True] * 3] * 2
     assert max(gap for of_rank in found["gaps"] for gap in of_rank) < 1e-5
     assert found["steering_changes_tokens"] == [True, True]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", STEERED)
+def test_steered_ranks_score_what_they_sampled_to_rounding_and_under_another_mask_are_far_off(quick, name):
+    gaps = quick[name]["gaps"]
+    assert len(gaps) == 12
+    for scoring, gap in gaps.items():
+        sampled, _, scored = scoring.partition(" scored as ")
+        assert gap < 1 if sampled == scored else gap > 100, (scoring, gap)
 
 
 @pytest.mark.slow

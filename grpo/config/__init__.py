@@ -1,6 +1,6 @@
 """The config of a run: what can be set, what it means, and what is legal. Needs no torch.
 
-`inputs`, `training`, `distributed` and `run` hold the fields; `load` turns a YAML file and overrides into a
+`inputs`, `training`, `steering`, `distributed` and `run` hold the fields; `load` turns a YAML file and overrides into a
 `RunConfig`, or into an error that names the file, the field, the value, the rule and the remedy."""
 
 from grpo.config.distributed import DistributedConfig, GuardConfig, WatchdogConfig
@@ -24,6 +24,7 @@ from grpo.config.practice import (
     TemperatureConfig,
 )
 from grpo.config.run import CheckpointConfig, EvaluationConfig, EvaluationSet, RunConfig, TrackingConfig
+from grpo.config.steering import AppliedVectors, SteeringConfig
 from grpo.config.training import (
     AdvantageConfig,
     LossConfig,
@@ -35,6 +36,7 @@ from grpo.config.training import (
 __all__ = [
     "SCHEMA_FILE",
     "AdvantageConfig",
+    "AppliedVectors",
     "ChatConfig",
     "CheckpointConfig",
     "CurriculumConfig",
@@ -57,6 +59,7 @@ __all__ = [
     "SftConfig",
     "Source",
     "StageConfig",
+    "SteeringConfig",
     "TemperatureConfig",
     "TrackingConfig",
     "TrainConfig",

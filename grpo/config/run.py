@@ -14,6 +14,7 @@ from grpo.config.practice import (
     ProfileConfig,
     TemperatureConfig,
 )
+from grpo.config.steering import SteeringConfig
 from grpo.config.training import (
     AdvantageConfig,
     LossConfig,
@@ -123,6 +124,7 @@ class RunConfig(Section):
     train: TrainConfig
     advantage: AdvantageConfig = AdvantageConfig()
     loss: LossConfig = LossConfig()
+    steering: SteeringConfig | None = None
     optim: OptimConfig = OptimConfig()
     guard: GuardConfig = GuardConfig()
     distributed: DistributedConfig = DistributedConfig()
@@ -164,6 +166,8 @@ class RunConfig(Section):
                 "differs by temperature; switch them off or set counterfactual: false"
             )
         self._check_stages()
+        if self.steering is not None:
+            self._check_steering(self.steering)
         return self
 
     def _check_stages(self) -> None:
@@ -208,6 +212,30 @@ class RunConfig(Section):
                     f"curriculum.stages.{index}.max_completion_tokens = {stage.max_completion_tokens}; lower it, or "
                     "raise that"
                 )
+
+    def _check_steering(self, steering: SteeringConfig) -> None:
+        is_corrected = self.loss.correction != "none" or self.train.old_logprobs == "sampler"
+        if steering.mode != "preventative" and not is_corrected and not steering.allow_off_policy:
+            raise ValueError(
+                f"steering.mode = {steering.mode!r} samples from another policy than it trains, and nothing corrects "
+                "for that; set loss.correction: truncated or icepop, or train.old_logprobs: sampler, or "
+                "steering.allow_off_policy: true to go on without"
+            )
+        if steering.mode == "preventative" and self.curriculum.by_tier and self.profile.reuse_steps:
+            raise ValueError(
+                f"profile.reuse_steps = {self.profile.reuse_steps}: the profile's groups were drawn without steering, "
+                "and steering.mode = 'preventative' trains on what was drawn with it; set reuse_steps: 0"
+            )
+        if steering.mode != "train_only" and self.temperature.counterfactual:
+            raise ValueError(
+                "temperature.counterfactual decides by the steps' own rollouts, which steering.mode = "
+                f"{steering.mode!r} steers, while a temperature is chosen for the policy without; set it to false"
+            )
+        known = [stage.name for stage in self.curriculum.stages] if self.curriculum.kind == "two_stages" else []
+        unknown = [name for name in steering.stages if name not in known]
+        if unknown:
+            has = f"has {', '.join(known)}" if known else f"of kind {self.curriculum.kind!r} has no stages"
+            raise ValueError(f"steering.stages names {unknown[0]!r}, but the curriculum {has}; leave it out")
 
     def _check_optimizer(self) -> None:
         strategy = self.distributed.strategy

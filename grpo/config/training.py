@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from grpo.config.base import Section
 from grpo.config.inputs import Source
+from grpo.config.steering import AppliedVectors
 
 # Clips of the ratio of a rollout lie this close to 1: it is a mean over tokens, and moves far less than one token's.
 MAX_SEQUENCE_CLIP = 0.05
@@ -199,6 +200,9 @@ class SftConfig(Section):
     """Steps over which the learning rate rises from 0."""
     weight_decay: float = Field(0.0, ge=0)
     """Decoupled weight decay."""
+    steering: AppliedVectors | None = None
+    """Steer the policy while it learns from the traces, and not at the looks at the gate nor afterwards (preventative
+    steering in supervised finetuning, arXiv 2507.21509); null never does."""
 
     @model_validator(mode="after")
     def _divides(self) -> Self:

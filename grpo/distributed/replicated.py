@@ -16,6 +16,7 @@ from grpo.config import OptimConfig
 from grpo.distributed.world import World
 from grpo.optim import Optimizer
 from grpo.policy import SCORES, Policy, Scored, Wanted
+from grpo.steering import Steering
 
 
 class Replicated:
@@ -43,6 +44,9 @@ class Replicated:
 
     def whole_policy(self) -> Policy:
         return self._policy
+
+    def steer(self, steering: Steering | None) -> None:
+        self._policy.steer(steering)
 
     def forward(self, batch: MicroBatch, wanted: Wanted = SCORES) -> Scored:
         return Scored(*self._policy(batch, wanted))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from grpo.batch import MicroBatch
 from grpo.policy import SCORES, Policy, Scored, Wanted
+from grpo.steering import Steering
 
 
 class Strategy(Protocol):
@@ -29,6 +30,9 @@ class Strategy(Protocol):
     def whole_policy(self) -> Policy:
         """A policy with whole weights on every rank for another trainer, before the first update; the strategy's own
         policy, or a copy that `load_weights` is to take what was trained from."""
+
+    def steer(self, steering: Steering | None) -> None:
+        """Steer every forward from here on, or none: by whoever samples from this policy as well."""
 
     def forward(self, batch: MicroBatch, wanted: Wanted = SCORES) -> Scored:
         """As `Policy.forward`, of this rank's own micro-batch."""

@@ -28,6 +28,7 @@ from grpo.distributed.world import World
 from grpo.errors import CheckpointError, ConfigError
 from grpo.optim import ADAMW_MOMENTS, LossScale
 from grpo.policy import SCORES, Policy, Scored, Wanted
+from grpo.steering import Steering
 
 LARGEST_SHARE = 0.5
 """Of the free memory that gathered weights may take: what samples needs room for its cache and logits too."""
@@ -98,6 +99,9 @@ class Zero:
             sampled.serve()
         else:
             yield sampled
+
+    def steer(self, steering: Steering | None) -> None:
+        self._policy.steer(steering)
 
     def forward(self, batch: MicroBatch, wanted: Wanted = SCORES) -> Scored:
         by_engine = self._stage == 3 or torch.is_grad_enabled()

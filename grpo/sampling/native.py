@@ -183,9 +183,11 @@ def check_decoding(policy: Policy) -> None:
 
 def _last_logits(policy: Policy, prompt: Sequence[int]) -> Tensor:
     ids = torch.tensor([prompt], device=policy.device)  # [1, T]
-    last = torch.zeros_like(ids, dtype=torch.bool)
-    last[:, -1] = True  # where the decode steers too, if the policy is steered
-    return policy.head(policy.hidden(ids, steer_at=last)[:, -1])  # [1, V]
+    chosen = torch.zeros_like(ids, dtype=torch.bool)
+    chooses = chosen.clone()
+    chooses[:, -1] = True  # as in the decode, which steers too if the policy is steered
+    steer_at = policy.steered_at(chooses=chooses, chosen=chosen)
+    return policy.head(policy.hidden(ids, steer_at=steer_at)[:, -1])  # [1, V]
 
 
 class _Waiting:

@@ -107,7 +107,9 @@ class Rows:
             ids[row, : len(prefix)] = torch.tensor(prefix, dtype=torch.long)
         # Without a config the cache keeps every position of sliding layers too; short rows need what padding displaced.
         cache = DynamicCache()
-        self._policy.hidden(ids.to(self._policy.device), cache=cache)
+        ids = ids.to(self._policy.device)
+        nothing = torch.zeros_like(ids, dtype=torch.bool)  # of a prompt before its last token is the policy's
+        self._policy.hidden(ids, cache=cache, steer_at=self._policy.steered_at(chooses=nothing, chosen=nothing))
         return cache
 
     def padded_tokens(self, length: int) -> int:
@@ -164,7 +166,10 @@ class Rows:
                 position_ids=(self._offset + self._length).unsqueeze(1),
                 attention_mask=self._attention_mask(width),
                 cache=self._cache,
-                steer_at=self.active.unsqueeze(1),
+                # A row's first input is the prompt's last token: the policy chooses what follows and did not choose it.
+                steer_at=self._policy.steered_at(
+                    chooses=self.active.unsqueeze(1), chosen=(self.active & (self.num_drawn > 0)).unsqueeze(1)
+                ),
             )[:, 0]  # [R, D]
         return self._policy.head(hidden)
 

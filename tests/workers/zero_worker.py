@@ -29,7 +29,7 @@ from grpo.model import load_model, load_tokenizer
 from grpo.policy import Policy, Wanted
 from grpo.sampling.native import NativeSampler
 from grpo.sampling.protocol import Completion, Request
-from grpo.steering import Steering
+from grpo.steering import Positions, Steering
 from grpo.types import Rollout, StopReason
 
 CPU = torch.device("cpu")
@@ -293,6 +293,82 @@ def sampling(world: World, case: Mapping[str, Any]) -> dict[str, Any]:
     return {name: (world.gather(value) if name in OF_EACH_RANK else value) for name, value in found.items()}
 
 
+def steered(world: World, case: Mapping[str, Any]) -> dict[str, Any]:
+    """Gaps between what is sampled and what the strategy's own forward scores, in bounds of the design, with the
+    strategy steered as the loop does it: right, and with the scoring under another mask or none."""
+    config = config_of(case, strategy=case["strategy"])
+    policy = policy_of(config)
+    strategy: Strategy = Replicated(policy, world, config.optim)
+    if case["strategy"] != "ddp":
+        strategy = Zero(policy, world, config)
+    with torch.no_grad(), strategy.sampling_policy() as sampled:
+        sampler = NativeSampler(
+            sampled,
+            SamplingConfig(max_completion_tokens=12, max_rows=8),
+            end_token_ids=(0,),
+            tokenizer=load_tokenizer(config.model),
+        )
+    requests = [Request(prompt_ids=tuple(range(3, 6 + 7 * n)), keys=(n, n + 9), temperature=0.7) for n in range(3)]
+    noise = torch.Generator().manual_seed(0)
+    vectors = {block: torch.randn(32, generator=noise) for block in (0, 1)}
+    found: dict[str, Any] = {"gaps": {}}
+    for positions in POSITIONS:
+        steering = Steering(vectors, coefficient=-2.0, positions=positions)
+        with strategy.sampling_policy() as sampled:
+            sampler.load_weights(sampled)
+            sampler.steer(steering)
+            drawn = sorted(sampler.sample(requests), key=lambda c: (c.request, c.index))
+            sampler.steer(None)
+        others = [replace(steering, positions=other) for other in POSITIONS if other != positions]
+        for scored in (steering, *others, None):
+            strategy.steer(scored)
+            gaps = [gap_of(strategy, batch) for batch in batches_of(requests, drawn, world)]
+            strategy.steer(None)
+            strategy.update(rate=0.0)
+            of_ranks = [gap for of_rank in world.gather(gaps) for gap in of_rank]
+            found["gaps"][f"{positions} scored as {scored and scored.positions}"] = max(of_ranks)
+    return found
+
+
+def batches_of(requests: Sequence[Request], drawn: Sequence[Completion], world: World) -> list[MicroBatch]:
+    """This rank's part of the completions, which every rank has drawn alike."""
+    groups: list[list[TrainedRollout]] = [[] for _ in requests]
+    for c in drawn:
+        prompt = requests[c.request].prompt_ids
+        rollout = Rollout(
+            problem_id=str(c.request),
+            attempt=c.index,
+            token_ids=prompt + c.token_ids,
+            action_mask=(False,) * len(prompt) + (True,) * len(c.token_ids),
+            logprobs=(0.0,) * len(prompt) + c.logprobs,
+            kept=None,
+            stop_reason=c.stop_reason,
+            temperature=0.7,
+            policy_step=0,
+        )
+        groups[c.request].append(TrainedRollout(rollout, advantage=1.0, group_tokens=9, group_rollouts=2))
+    return micro_batches(
+        groups,
+        tokens_per_micro_batch=48,
+        limit_tokens=24,
+        aggregation="token",
+        device=CPU,
+        rank=world.rank,
+        num_ranks=world.size,
+    )
+
+
+def gap_of(strategy: Strategy, batch: MicroBatch) -> float:
+    scored = strategy.forward(batch, Wanted(loss_of=loss_of(batch, factor=1.0)))
+    assert scored.loss is not None
+    strategy.backward(scored.loss, last=True)
+    if not len(scored.logprobs):
+        return 0.0
+    # 1 for the spread of the logits, which is more here: the bound is none too wide.
+    return float((scored.logprobs - batch.sampler_logprobs).abs().max()) / (1e-5 / 0.7)
+
+
+POSITIONS: tuple[Positions, ...] = ("choosing", "completion", "all")
 OF_EACH_RANK = ("same", "gaps", "steering_changes_tokens")
 
 
@@ -301,7 +377,11 @@ def plain_policy_steered(plain: Replicated, steering: Steering | None) -> None:
         policy.steer(steering)
 
 
-KINDS: dict[str, Callable[[World, Mapping[str, Any]], dict[str, Any]]] = {"updates": updates, "sampling": sampling}
+KINDS: dict[str, Callable[[World, Mapping[str, Any]], dict[str, Any]]] = {
+    "updates": updates,
+    "sampling": sampling,
+    "steered": steered,
+}
 
 
 def main(out: Path, cases: Mapping[str, Any]) -> None:
