@@ -258,7 +258,7 @@ def _published_problem(row: Mapping[str, Any], source: Source, *, reward: Reward
 
 
 def _problem(row: Mapping[str, Any], source: Source, *, reward: RewardSpec, place: str) -> Problem | None:
-    messages = _messages(row, source, place=place)
+    messages = messages_of(row, source, place=place)
     if source.answer_column is None:
         # The reward reads other columns: rows with the same prompt are two problems where these differ.
         others = json.dumps(dict(row), sort_keys=True, ensure_ascii=False, default=str)
@@ -319,7 +319,8 @@ def _answer_text(answer: Any, *, place: str, column: str) -> str:
         ) from error
 
 
-def _messages(row: Mapping[str, Any], source: Source, *, place: str) -> tuple[Message, ...]:
+def messages_of(row: Mapping[str, Any], source: Source, *, place: str) -> tuple[Message, ...]:
+    """A row's prompt as turns. Raises DataError, which begins with `place`."""
     if source.messages_column is None:
         if source.prompt_column not in row:
             raise DataError(_no_column(place, "prompt_column", source.prompt_column, row))

@@ -25,6 +25,33 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", *, add_
     _add_checkpoint(extract)
     extract.add_argument("--output", type=Path, help="the file to write (persona/TRAIT.safetensors of the run)")
     extract.add_argument("--fresh", action="store_true", help="extract again where the output is of another policy")
+    sweep = actions.add_parser("sweep", help="what steering does, by block and coefficient, and which to take")
+    add_config(sweep)
+    _add_vectors(sweep)
+    sweep.add_argument("--blocks", type=int, nargs="+", default=(), help="blocks to try (all, or 8 evenly spaced)")
+    sweep.add_argument(
+        "--coefficients", type=float, nargs="+", default=(), help="of the unnormalised vector (-4 -2 -1 1 2 4)"
+    )
+    sweep.add_argument(
+        "--problems", type=int, default=64, help="validation problems that accuracy is taken on; 0 leaves it out (64)"
+    )
+    screen = actions.add_parser("screen", help="rank a data set's rows by how far they would push the policy")
+    add_config(screen)
+    _add_vectors(screen)
+    _add_block(screen)
+    screen.add_argument("--data", required=True, help="sft (the config's traces), a file, a folder or a hub id")
+    screen.add_argument("--completion", help="a row's answer, a template of its columns such as '{trace}'")
+    screen.add_argument("--flag-fraction", type=float, default=0.1, help="share of the rows that is flagged (0.1)")
+    screen.add_argument("--own-rollouts", type=int, default=4, help="answers of the policy to each prompt (4)")
+    screen.add_argument("--score", action="store_true", help="have the trait's scorer judge the rows' answers as well")
+    project = actions.add_parser("project", help="projections of a file of conversations")
+    # Not add_config: an optional config would leave its place to the file.
+    project.add_argument("config", type=Path, help="the run's YAML file")
+    project.add_argument("file", type=Path, help='JSON lines: {"messages": [...]}')
+    project.add_argument("overrides", nargs="*", metavar="section.key=value", help="fields to change, in YAML")
+    _add_vectors(project)
+    _add_block(project)
+    project.add_argument("--output", type=Path, help="the file to write (persona/VECTORS_on_FILE.jsonl of the run)")
 
 
 def needs_run(arguments: argparse.Namespace) -> bool:
@@ -70,10 +97,83 @@ def _extract(run: "Run", arguments: argparse.Namespace) -> None:
     )
 
 
+def _sweep(run: "Run", arguments: argparse.Namespace) -> None:
+    from grpo.persona_commands.sweep import run_sweep
+
+    run_sweep(
+        run,
+        arguments.vectors,
+        checkpoint=arguments.checkpoint,
+        blocks=arguments.blocks,
+        coefficients=arguments.coefficients,
+        over=arguments.over,
+        num_problems=arguments.problems,
+        allow_other=arguments.allow_other_model,
+    )
+
+
+def _screen(run: "Run", arguments: argparse.Namespace) -> None:
+    from grpo.persona_commands.screen import Screening, run_screen
+
+    run_screen(
+        run,
+        arguments.vectors,
+        arguments.data,
+        completion=arguments.completion,
+        checkpoint=arguments.checkpoint,
+        block=arguments.block,
+        screening=Screening(
+            block=0,
+            over=arguments.over,
+            flag_fraction=arguments.flag_fraction,
+            own_rollouts=arguments.own_rollouts,
+            scores=arguments.score,
+        ),
+        allow_other=arguments.allow_other_model,
+    )
+
+
+def _project(run: "Run", arguments: argparse.Namespace) -> None:
+    from grpo.persona_commands.project import run_project
+
+    run_project(
+        run,
+        arguments.vectors,
+        arguments.file,
+        checkpoint=arguments.checkpoint,
+        block=arguments.block,
+        over=arguments.over,
+        allow_other=arguments.allow_other_model,
+        output=arguments.output,
+    )
+
+
+def _add_block(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--block", type=int, help="the block to read at (the sweep's, or that at 0.55 of the depth)")
+
+
+def _add_vectors(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--vectors", required=True, help="a file of vectors, or its name in the run's persona folder")
+    command.add_argument(
+        "--over", choices=("response", "prompt", "last_prompt"), default="response", help="which of its vectors"
+    )
+    command.add_argument(
+        "--allow-other-model",
+        action="store_true",
+        help="take vectors of another policy of the same shape, and measure how far they carry",
+    )
+    _add_checkpoint(command)
+
+
 def _add_checkpoint(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--checkpoint", default="start", help="the policy: start, last, best, step_000100 or a checkpoint's folder"
     )
 
 
-_ACTIONS: dict[str, Callable[["Run", argparse.Namespace], None]] = {"extract": _extract}
+_ACTIONS: dict[str, Callable[["Run", argparse.Namespace], None]] = {
+    "extract": _extract,
+    "sweep": _sweep,
+    "screen": _screen,
+    "project": _project,
+}

@@ -18,7 +18,7 @@ from grpo.steering import Steering
 from grpo.types import Group, Problem, Rollout
 from rewards import Pool, Reward, Status
 
-UNLEARNED = ("train", "reprofile", "persona extract", "persona sweep")
+UNLEARNED = ("train", "reprofile", "persona extract", "persona sweep", "persona screen")
 """Phases of which no length is learned in passing: training would depend on what was looked at beside it."""
 _Members = tuple[tuple[Rollout, ...], tuple[str, ...], tuple[Reward, ...]]
 """Rollouts, completions and rewards of a group, in order."""
@@ -37,6 +37,15 @@ class Attempts:
     problem: Problem
     first_attempt: int
     num_rollouts: int
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A whole completion of a problem that was not drawn here."""
+
+    problem: Problem
+    completion: str
+    num_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +187,24 @@ class Rollouts:
             reward_seconds=max(share.reward_seconds for share in shares),
             num_tokens=sum(group.num_tokens for group in groups),
         )
+
+    def judge(self, answers: Sequence[Answer]) -> list[Reward]:
+        """Verdicts on completions that came from elsewhere, in order, the same on every rank; each rank judges some."""
+        rank, size = self._world.rank, self._world.size
+        waiting = [
+            self._pool.submit(
+                answer.problem.reward,
+                answer.completion,
+                answer.problem.for_verifier(finished=True, num_tokens=answer.num_tokens),
+            )
+            for answer in answers[rank::size]
+        ]
+        own = []
+        for verdict in waiting:
+            own.append(verdict.result())
+            self._world.progress()
+        of_ranks = self._world.gather(own)
+        return [of_ranks[place % size][place // size] for place in range(len(answers))]
 
     def _share(
         self,

@@ -32,6 +32,7 @@ ORIGIN = Origin(
     random_separation=(0.1, 0.1, 0.2),
     agreement=(0.5, 0.8, 0.9),
     hidden_norm=(1.0, 2.0, 3.0),
+    definition={"name": "upper_case"},
 )
 TABLE = torch.arange(12.0).reshape(3, 4)
 

@@ -50,6 +50,7 @@ class Origin:
     random_separation: tuple[float, ...]  # [L], the same along random directions: the mean of its size
     agreement: tuple[float, ...]  # [L], cosine of the vectors of the two halves of the questions
     hidden_norm: tuple[float, ...]  # [L], mean norm of the response averages: what a coefficient moves
+    definition: Mapping[str, Any]  # the trait's file, so that its questions and scorer are at hand
 
 
 @dataclass(frozen=True, slots=True)

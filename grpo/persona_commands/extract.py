@@ -351,4 +351,5 @@ class _Extraction:
             random_separation=tuple((nothing if apart is None else apart.random).tolist()),
             agreement=tuple(agreement.tolist()),
             hidden_norm=tuple(norms.tolist()),
+            definition=trait.model_dump(mode="json"),
         )
