@@ -38,6 +38,7 @@ FIELDS: dict[Phase, tuple[str, ...]] = {
     "train": (
         *(*_EVERY, "profile.reuse_steps", "profile.folder", "temperature", "curriculum", "train"),
         *("advantage", "loss", "steering", "optim", "evaluation.every_steps"),
+        *("persona.watch", "persona.reextract_every_steps", "persona.reextract_steers"),
     ),
     # A file says of each checkpoint and set what it rests on: more are added, and what has changed is done again.
     "eval": (*_EVERY, "evaluation.rollouts_per_problem", "evaluation.temperature"),

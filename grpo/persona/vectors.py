@@ -50,6 +50,7 @@ class Origin:
     random_separation: tuple[float, ...]  # [L], the same along random directions: the mean of its size
     agreement: tuple[float, ...]  # [L], cosine of the vectors of the two halves of the questions
     hidden_norm: tuple[float, ...]  # [L], mean norm of the response averages: what a coefficient moves
+    num_tokens: int = 0  # of the completions that were drawn; 0 where the file does not say
 
 
 @dataclass(frozen=True, slots=True)
