@@ -15,7 +15,7 @@ from torch import Tensor
 from grpo.batch import MicroBatch, TrainedRollout, micro_batches
 from grpo.config import PersonaConfig, RewardConfig, RunConfig, SteeringConfig, WatchConfig
 from grpo.distributed.world import World
-from grpo.errors import ConfigError, DivergenceError, RewardError
+from grpo.errors import ConfigError, DivergenceError, RewardError, RunFolderError
 from grpo.persona.applied import Applied
 from grpo.persona.coefficient import Scheduled
 from grpo.persona.steerer import Steerer
@@ -609,6 +609,18 @@ def test_a_killed_run_that_is_resumed_logs_what_one_that_was_not_killed_does(tmp
         trainer.run()
         assert rows_of(run.folder.path) == whole
     assert sum("persona/ones/drift" in row for row in whole) >= 4
+
+
+def test_a_resume_refuses_other_vectors_under_the_same_name(tmp_path):
+    config = small_run_config(tmp_path, **PRACTICE, **watch_fields(tmp_path))
+    with opened_run(config) as run:
+        run.folder.mark("train", finished=False)
+    vectors_file(tmp_path, seed=5)
+    with (
+        pytest.raises(RunFolderError, match=r"differs in persona\.watch\.0\.vectors"),
+        opened_run(config, start="resume"),
+    ):
+        pass
 
 
 @pytest.mark.slow
