@@ -112,8 +112,9 @@ def unit_direction(of: PersonaVectors, *, block: int, over: Over) -> Tensor:
 class Directions:
     """All directions that are watched, and which columns of the projections [A, W] are a trait's."""
 
-    def __init__(self, traits: Sequence[WatchedTrait], *, seed: int) -> None:
-        """Traits at one block have their random directions in common: `seed` and the block say which."""
+    def __init__(self, traits: Sequence[WatchedTrait], *, seed: int, device: torch.device | None = None) -> None:
+        """Traits at one block have their random directions in common: `seed` and the block say which. They lie on
+        `device`, or where the traits' do."""
         self._columns: dict[str, list[int]] = {}
         of_blocks: dict[int, Tensor] = {}
         at = 0
@@ -121,7 +122,7 @@ class Directions:
             here = [trait for trait in traits if trait.block == block]
             random = _random_directions(here[0].direction, block=block, seed=seed)
             rows = [row for trait in here for row in (trait.direction, trait.first)]
-            of_blocks[block] = torch.stack([*rows, *random])  # [W_l, D]
+            of_blocks[block] = torch.stack([*rows, *random]).to(device)  # [W_l, D]
             first_random = at + len(rows)
             for place, trait in enumerate(here):
                 own = at + 2 * place

@@ -189,7 +189,7 @@ class Watching:
     # --- parts ----------------------------------------------------------------------------------------------------
 
     def _watch(self) -> None:
-        self._directions = Directions(list(self._traits.values()), seed=self._seed)
+        self._directions = Directions(list(self._traits.values()), seed=self._seed, device=self._policy.device)
         self._policy.watch(self._directions.watched)
 
     def _renewed(self, name: str, newest: PersonaVectors, *, path: Path, step: int) -> dict[str, float]:
