@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from grpo.config import RunConfig, dump, fingerprint, load
+from grpo.config import AppliedVectors, RunConfig, WatchConfig, dump, fingerprint, load
 from grpo.errors import ConfigError, DiskError, RunFolderError
 
 Phase = Literal["sft", "profile", "train", "eval", "report"]
@@ -38,6 +38,8 @@ FIELDS: dict[Phase, tuple[str, ...]] = {
     "train": (
         *(*_EVERY, "profile.reuse_steps", "profile.folder", "temperature", "curriculum", "train"),
         *("advantage", "loss", "steering", "optim", "evaluation.every_steps"),
+        *("persona.watch", "persona.measure_rollouts_per_step"),
+        *("persona.reextract_every_steps", "persona.reextract_steers"),
     ),
     # A file says of each checkpoint and set what it rests on: more are added, and what has changed is done again.
     "eval": (*_EVERY, "evaluation.rollouts_per_problem", "evaluation.temperature"),
@@ -286,14 +288,15 @@ def _fingerprint(config: RunConfig, problem_ids: Mapping[str, Sequence[str]]) ->
         f"{source}{PROBLEM_IDS}": hashlib.blake2b("\n".join(of_source).encode(), digest_size=8).hexdigest()
         for source, of_source in problem_ids.items()
     }
-    files = {
+    files: dict[str, AppliedVectors | WatchConfig | None] = {
         "steering.vectors": config.steering,
         "sft.steering.vectors": None if config.sft is None else config.sft.steering,
+        **{f"persona.watch.{index}.vectors": watched for index, watched in enumerate(config.persona.watch)},
     }
     contents = {
-        f"{field}{CONTENT}": hashlib.blake2b(Path(applied.vectors).read_bytes(), digest_size=8).hexdigest()
-        for field, applied in files.items()
-        if applied is not None and Path(applied.vectors).is_file()
+        f"{field}{CONTENT}": hashlib.blake2b(Path(of.vectors).read_bytes(), digest_size=8).hexdigest()
+        for field, of in files.items()
+        if of is not None and Path(of.vectors).is_file()
     }
     return fingerprint(config) | ids | contents
 

@@ -33,6 +33,7 @@ class Wanted:
     loss_of: LossOf | None = None  # the loss to make of them
     token_by_token: bool = True  # whether a token's loss is a function of its own log-prob
     entropy: bool = True
+    projections: bool = True  # on what is watched, where anything is
 
 
 class Scored(NamedTuple):
@@ -159,7 +160,7 @@ class Policy(nn.Module):
 
         The log-probs and entropies are of the distributions that the tokens were drawn from."""
         with self._recomputing():
-            hidden, projections = self.action_hidden(batch)
+            hidden, projections = self.action_hidden(batch, projects=wanted.projections)
             choices = Choices(
                 hidden=hidden,
                 targets=batch.targets,
@@ -183,9 +184,9 @@ class Policy(nn.Module):
             loss = None if wanted.loss_of is None else wanted.loss_of(logprobs, slice(0, len(logprobs)))
             return loss, logprobs.detach(), entropy, projections
 
-    def action_hidden(self, batch: MicroBatch) -> tuple[Tensor, Tensor | None]:
+    def action_hidden(self, batch: MicroBatch, *, projects: bool = True) -> tuple[Tensor, Tensor | None]:
         """Hidden states [A, D] of the positions whose next token the policy chose, and their projections [A, W]."""
-        readings = None if self.watched is None else Readings()
+        readings = Readings() if projects and self.watched is not None else None
         if self.packs:
             ids, chooses, chosen = (
                 flat.unsqueeze(0) for flat in (batch.input_ids, batch.predicts_action, batch.is_action)

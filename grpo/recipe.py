@@ -21,6 +21,10 @@ from grpo.final_evaluation import is_evaluated, run_eval
 from grpo.folder import Phase, named_disk_errors, write_json
 from grpo.manifest import MANIFEST_FILE, by_tier, read_manifest
 from grpo.persona.steerer import Steerer
+from grpo.persona.traits import load_trait
+from grpo.persona.vectors import PersonaVectors
+from grpo.persona.watching import Watching
+from grpo.persona_commands.extract import extract
 from grpo.profiling import Profile
 from grpo.seeds import torch_seed
 from grpo.sft import cold_start
@@ -265,8 +269,27 @@ def trainer_of(
         folder=run.folder,
         console=run.console,
         steerer=run.steerer,
+        watching=watching_of(run),
     )
     return Trainer(parts, config, should_stop=run.should_stop, writer=writer)
+
+
+def watching_of(run: Run) -> Watching:
+    """What training watches, which the policy projects on from here on."""
+    steerer, renews = run.steerer, run.config.persona.reextract_steers
+    return Watching(
+        run.watched,
+        run.config.persona,
+        policy=run.policy,
+        pool=run.pool,
+        world=run.world,
+        seed=run.config.run.seed,
+        max_error_fraction=run.config.reward.max_error_fraction,
+        folder=run.folder.path / "persona",
+        reextract=partial(_reextract, run),
+        on_event=run.tracker.event,
+        on_vectors=steerer.renew if renews and isinstance(steerer, Steerer) else lambda newest: None,
+    )
 
 
 def _profile_tokens(run: Run) -> int:
@@ -339,3 +362,11 @@ def _validation(run: Run, *, num_rollouts: int) -> Evaluation:
         k=[1],
         max_error_fraction=run.config.reward.max_error_fraction,
     )
+
+
+def _reextract(run: Run, source: str, step: int) -> tuple[PersonaVectors, int]:
+    """A trait's vectors with the policy as it stands after `step` steps, and the tokens drawn for them."""
+    found = extract(
+        run, load_trait(source), checkpoint=checkpoint.step_path(run.folder.checkpoints, step).name, step=step
+    )
+    return found, found.origin.num_tokens

@@ -326,7 +326,11 @@ class Rollouts:
 
 def lost_verdicts(groups: Iterable[Group]) -> Counter[str]:
     """What verifiers that failed or ran out of time said, and how often. One that abstains has not lost anything."""
-    rewards = (reward for group in groups for reward in group.rewards)
+    return lost(reward for group in groups for reward in group.rewards)
+
+
+def lost(rewards: Iterable[Reward]) -> Counter[str]:
+    """What those of the verdicts said that failed or ran out of time, and how often."""
     return Counter(reward.detail for reward in rewards if reward.status in (Status.ERROR, Status.TIMEOUT))
 
 

@@ -21,6 +21,7 @@ from grpo.folder import COLD_START, Phase, RunFolder
 from grpo.manifest import MANIFEST_FILE, Row, read_manifest
 from grpo.persona.applied import Applied
 from grpo.persona.steerer import Steerer, Unsteered
+from grpo.persona.watched import WatchedTrait
 from grpo.policy import Policy
 from grpo.profiling import Profile, profile
 from grpo.rollout import Rollouts
@@ -29,6 +30,7 @@ from grpo.tracking.console import Console
 from grpo.tracking.tracker import Tracker
 from grpo.trainer import Trainer
 from grpo.types import Group, Problem
+from rewards import Pool
 
 TIER_COLUMNS = ("id", "tier", "estimate", "num_rollouts", "num_correct", "mean_tokens", "total_tokens")
 CPU = torch.device("cpu")
@@ -47,6 +49,8 @@ class Run:
     initial_weights: Callable[[], Mapping[str, Tensor]]  # what the config alone gives, before any phase
     chat: Chat
     rollouts: Rollouts
+    pool: Pool  # that the rewards of `rollouts` go through
+    watched: Sequence[WatchedTrait]  # in training
     train: Sequence[Problem]
     validation: Sequence[Problem]
     sets: Mapping[str, Sequence[Problem]]  # what is evaluated on, by name: heldout first, then evaluation.sets

@@ -26,6 +26,7 @@ from grpo.folder import RunFolder
 from grpo.guards import Guards
 from grpo.persona.applied import switched
 from grpo.persona.steerer import Steerer, Unsteered
+from grpo.persona.watching import Watching
 from grpo.profiling import Profile
 from grpo.rollout import GaveUp, Rollouts, check_lost, lost_verdicts
 from grpo.stock import Stock
@@ -36,7 +37,7 @@ from grpo.tracking.tracker import Tracker
 from grpo.types import Group, Problem, Stage, StepStats
 from grpo.update import Updater
 
-DECISIONS = ("validation", "temperature", "reprofile")
+DECISIONS = ("validation", "temperature", "reprofile", "persona")
 """What tokens are drawn for beside practice, each billed as the metric tokens/<name>."""
 
 
@@ -58,6 +59,7 @@ class Parts:
     tracker: Tracker
     folder: RunFolder
     console: Console
+    watching: Watching  # of traits
     steerer: Steerer | Unsteered = field(default_factory=Unsteered)
 
 
@@ -89,7 +91,13 @@ class Trainer:
         `writer` is what checkpoints are written with: one of its own, or of who wants none to be written."""
         self._parts, self._config = parts, config
         self._should_stop = should_stop
-        self._updater = Updater(parts.strategy, config, world=parts.world, on_skipped=parts.tracker.skipped)
+        self._updater = Updater(
+            parts.strategy,
+            config,
+            world=parts.world,
+            on_skipped=parts.tracker.skipped,
+            on_projections=parts.watching.read,
+        )
         self._guards = Guards(config.guard)
         self._thermostat = Thermostat(
             parts.temperature,
@@ -176,10 +184,12 @@ class Trainer:
         self._is_at_boundary = False
         self._check_verdicts(collected)
         collected.count(stats)
+        asked = parts.watching.ask(collected.drawn, step=progress.step + 1)
         with switched(parts.strategy.steer, parts.steerer.steering_of_training(*steer_key)):
             trained = self._updater.update(collected.kept, stage=self._collector.stage, step=progress.step, stats=stats)
         if any(trained):
             parts.rollouts.load_weights()
+        parts.watching.end_step(asked, trained, stats, step=progress.step + 1)
         self._log_rollouts(collected, trained)
         self._end_step(collected)
         metrics = stats.reduce() | decided | parts.steerer.metrics(*steer_key)
@@ -192,7 +202,7 @@ class Trainer:
         metrics |= {"sampling/temperature": temperature, "tokens/total": float(progress.spent_tokens)}
         metrics["time/step"] = time.perf_counter() - started
         metrics |= _throughput(metrics)
-        parts.steerer.observe(progress.step - 1, metrics)
+        parts.steerer.observe(*steer_key, metrics)
         parts.tracker.log(progress.step, metrics)
         parts.console.step({"step": progress.step, **metrics}, is_last=bool(self.end_reason))
         self._watch(metrics)
@@ -206,7 +216,7 @@ class Trainer:
             return list(self._collector.collect(step=step, temperature=self._thermostat.value(step)).groups)
 
     def _decide(self) -> dict[str, float]:
-        """What is due before a step: the temperature, and new labels; returns the metrics of that.
+        """What is due before a step: the temperature, new labels, new vectors of traits; returns the metrics of that.
 
         Before the step and not after the last one, so that a run that is asked for more steps later decides as one that
         was asked for them at once."""
@@ -216,10 +226,14 @@ class Trainer:
         if self._progress.decided.get("step") != step:
             self._progress.decided = {"step": step}
         decided = self._progress.decided
-        for what, decide in (("temperature", self._thermostat.decide), ("labels", self._reprofile)):
+        for what, decide in (
+            ("temperature", self._thermostat.decide),
+            ("labels", self._reprofile),
+            ("vectors", self._parts.watching.renew),
+        ):
             if what not in decided:  # a step that is begun again, by a resume, does not decide again
                 decided[what] = decide(step)
-        return {**decided["temperature"], **decided["labels"]}
+        return {**decided["temperature"], **decided["labels"], **decided["vectors"]}
 
     def _end_step(self, collected: Collected) -> None:
         """What the step's groups say takes effect, everywhere at once: no state is between two steps."""
@@ -232,11 +246,16 @@ class Trainer:
         progress.step += 1
 
     def _watch(self, metrics: Mapping[str, float]) -> None:
-        """Warn where the step is above a bound. Raises DivergenceError where too many in a row are."""
+        """Warn where the step is above a bound, or a trait has drifted. Raises DivergenceError where too many steps in
+        a row are."""
         above = self._guards.observe(self._progress.step, metrics)
         if above:
             self._parts.console.say(f"train: step {self._progress.step}: {above}")
             self._parts.tracker.event(self._progress.step, "guard", {"above": above})
+        drifted = self._parts.watching.alarms(self._progress.step, metrics)
+        if drifted:
+            self._parts.console.say(f"train: step {self._progress.step}: {drifted}")
+            self._parts.tracker.event(self._progress.step, "drift", {"above": drifted})
 
     def _given_up(self) -> Interrupted:
         """Save what a step that was ended in the middle leaves, and say so."""
@@ -371,6 +390,7 @@ class Trainer:
         self._parts.rollouts.lengths.load_state_dict(state["lengths"])
         self._parts.steerer.load_state_dict(state["steering"])
         self._guards.load_state_dict(state["guards"])
+        self._parts.watching.load_state_dict(state["watching"])
         self._parts.tracker.load_state_dict(state["tracker"])
         self._parts.rollouts.load_weights()
 
@@ -387,6 +407,7 @@ class Trainer:
             "lengths": parts.rollouts.lengths.state_dict(),
             "steering": parts.steerer.state_dict(),
             "guards": self._guards.state_dict(),
+            "watching": parts.watching.state_dict(),
             "ranks": {"number": parts.world.size, "strategy": self._config.distributed.strategy},
         }
         return json.dumps(state)

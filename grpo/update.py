@@ -34,11 +34,13 @@ class Updater:
         *,
         world: World,
         on_skipped: Callable[[int, Iterator[dict[str, Any]]], None] = lambda step, rows: None,
+        on_projections: Callable[[MicroBatch, Tensor | None], None] = lambda batch, projections: None,
     ) -> None:
         """`on_skipped` is given the step (from 1) and, as JSON can hold it, the rollouts of an update whose gradient
-        was not finite."""
+        was not finite; `on_projections` what the policy before the step's first update projects to on what it watches,
+        [A, W], where a forward asks it."""
         self._strategy, self._config, self._world = strategy, config, world
-        self._on_skipped = on_skipped
+        self._on_skipped, self._on_projections = on_skipped, on_projections
         self._skipped_in_a_row = 0
 
     def update(
@@ -154,8 +156,9 @@ class Updater:
     @torch.no_grad()
     def _score(self, batch: MicroBatch, own: StepStats) -> Tensor:
         """The policy's log-probs [A] before the step's first update."""
-        logprobs = self._strategy.forward(batch, Wanted(entropy=False)).logprobs
+        _, logprobs, _, projections = self._strategy.forward(batch, Wanted(entropy=False))
         sampler_metrics(own, batch, policy_logprobs=logprobs)
+        self._on_projections(batch, projections)
         self._world.progress()
         return torch.where(batch.stale, batch.sampler_logprobs, logprobs)
 
@@ -194,6 +197,7 @@ class Updater:
                 loss_of=lambda logprobs, part: terms_of(logprobs, part).loss,
                 token_by_token=self._config.loss.ratio == "token",
                 entropy=with_entropy,
+                projections=before_step,
             ),
         )
         assert scored.loss is not None
@@ -202,6 +206,7 @@ class Updater:
         loss_metrics(own, terms_of(logprobs, slice(0, len(logprobs))), entropy=scored.entropy)
         if before_step:
             sampler_metrics(own, batch, policy_logprobs=logprobs)
+            self._on_projections(batch, scored.projections)
         return torch.where(batch.stale, batch.sampler_logprobs, logprobs) if old_logprobs is None else old_logprobs
 
     def _apply(self, minibatch: Sequence[list[TrainedRollout]], *, stage: Stage, step: int, stats: StepStats) -> None:

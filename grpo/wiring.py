@@ -27,6 +27,7 @@ from grpo.folder import Phase, RunFolder, Start
 from grpo.model import end_token_ids, initial_model, load_model, load_tokenizer, max_positions
 from grpo.persona.applied import Applied, applied_to
 from grpo.persona.steerer import Steerer, Unsteered
+from grpo.persona.watched import WatchedTrait, check_steered, load_watched
 from grpo.policy import Policy
 from grpo.profiling import check_store_folder
 from grpo.rollout import GaveUp, Rollouts, check_prompts
@@ -60,6 +61,7 @@ class _Parts:
     initial_weights: Callable[[], Mapping[str, Tensor]]
     steerer: Steerer | Unsteered
     sft_steering: Applied | None
+    watched: Sequence[WatchedTrait]
     fitting: dict[str, list[Problem]]  # problems of train, validation and heldout whose prompts fit
     evaluation: dict[str, list[Problem]]  # those of evaluation.sets, by name
 
@@ -230,6 +232,7 @@ def _parts(
         initial_weights=lambda: _initial_weights(config, tokenizer),
         steerer=steerer,
         sft_steering=sft_steering,
+        watched=_watched(config, policy, steerer) if "train" in phases else [],
         fitting=fitting,
         evaluation=evaluation,
     )
@@ -279,6 +282,8 @@ def _run(
         initial_weights=parts.initial_weights,
         chat=parts.chat,
         rollouts=rollouts,
+        pool=pool,
+        watched=parts.watched,
         train=parts.fitting["train"],
         validation=parts.fitting["validation"],
         sets={"heldout": parts.fitting["heldout"], **parts.evaluation},
@@ -289,6 +294,15 @@ def _run(
         steerer=parts.steerer,
         sft_steering=parts.sft_steering,
     )
+
+
+def _watched(config: RunConfig, policy: Policy, steerer: Steerer | Unsteered) -> list[WatchedTrait]:
+    """What the loop watches. Raises ConfigError where what steers does not find there what it needs."""
+    if not isinstance(steerer, Steerer):
+        return load_watched(config, policy=policy)
+    watched = load_watched(config, policy=policy, steered={steerer.trait: steerer.first_block})
+    check_steered(config, watched, steered=steerer.trait, first_block=steerer.first_block)
+    return watched
 
 
 @contextmanager

@@ -15,6 +15,15 @@ This page is written by `python scripts/write_config_docs.py` from the fields th
 `configs/grpo.schema.json`, from which an editor completes and checks a config whose first line names it:
 `# yaml-language-server: $schema=grpo.schema.json`.
 """
+USED_BY_OTHERS = (
+    "AppliedVectors",
+    "EvaluationSet",
+    "LoraConfig",
+    "MovesConfig",
+    "Source",
+    "StageConfig",
+    "WatchConfig",
+)
 
 
 def page() -> str:
@@ -26,7 +35,7 @@ def page() -> str:
         definition = _definition(field, sections)
         parts.append(_section(name, definition, optional=name not in document["required"]))
     for name, definition in sorted(sections.items()):
-        if name in ("AppliedVectors", "EvaluationSet", "LoraConfig", "MovesConfig", "Source", "StageConfig"):
+        if name in USED_BY_OTHERS:
             parts.append(_section(f"{name} (used by other sections)", definition, optional=True))
     return "\n".join(parts)
 

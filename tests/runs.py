@@ -19,9 +19,10 @@ from grpo import practice
 from grpo.cli import main
 from grpo.config import RunConfig
 from grpo.distributed.world import World
+from grpo.folder import Start
 from grpo.manifest import MANIFEST_FILE, read_manifest
 from grpo.profiling import Profile
-from grpo.recipe import stages_of
+from grpo.recipe import stages_of, watching_of
 from grpo.starts import Run
 from grpo.stock import Stock
 from grpo.tracking.console import Console
@@ -114,12 +115,12 @@ def small_run_file(folder: Path, **changes: Any) -> Path:
 
 
 @contextmanager
-def opened_run(config: RunConfig, *, world: World | None = None) -> Iterator[Run]:
+def opened_run(config: RunConfig, *, world: World | None = None, start: Start = "fresh") -> Iterator[Run]:
     """A run opened for training, in this process."""
     with opened(
         config,
         world=world or World.alone(),
-        start="fresh",
+        start=start,
         phases=("train",),
         console=Console(num_steps=config.train.steps),
         should_stop=lambda: False,
@@ -152,6 +153,7 @@ def trainer_of(run: Run, config: RunConfig, *, tiers: Mapping[str, Tier] | None 
         tracker=run.tracker,
         folder=run.folder,
         console=run.console,
+        watching=watching_of(run),
     )
     return Trainer(parts, config, should_stop=lambda: False)
 

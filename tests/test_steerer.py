@@ -140,8 +140,13 @@ def test_a_schedule_goes_to_its_last_value_and_stays(kind, expected):
 def test_a_config_without_a_schedule_is_constant_and_one_with_is_not():
     fields = {"vectors": "v", "coefficient": 4.0}
     scheduled = {"schedule": "linear", "final_coefficient": 0.0, "schedule_steps": 2}
-    assert coefficient_of(SteeringConfig(**fields)).value(7) == 4.0
-    assert [coefficient_of(SteeringConfig(**fields, **scheduled)).value(step) for step in range(4)] == [4, 2, 0, 0]
+    assert coefficient_of(SteeringConfig(**fields), trait="loud").value(7) == 4.0
+    assert [coefficient_of(SteeringConfig(**fields, **scheduled), trait="loud").value(step) for step in range(4)] == [
+        4,
+        2,
+        0,
+        0,
+    ]
 
 
 def test_what_the_coefficient_knows_survives_a_restart(tmp_path, monkeypatch):
@@ -158,7 +163,7 @@ def test_what_the_coefficient_knows_survives_a_restart(tmp_path, monkeypatch):
         def load_state_dict(self, state):
             self._first = state["first"]
 
-    monkeypatch.setattr(steerers, "coefficient_of", lambda config: Counts(config.coefficient))
+    monkeypatch.setattr(steerers, "coefficient_of", lambda config, trait: Counts(config.coefficient))
     config = config_of(tmp_path, **{"checkpoint.every_steps": 1})
     with opened_run(config) as run:
         run_train(run)

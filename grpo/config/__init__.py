@@ -4,6 +4,7 @@
 `RunConfig`, or into an error that names the file, the field, the value, the rule and the remedy."""
 
 from grpo.config.distributed import DistributedConfig, GuardConfig, WatchdogConfig
+from grpo.config.following import FollowConfig
 from grpo.config.inputs import (
     ChatConfig,
     DataConfig,
@@ -15,7 +16,7 @@ from grpo.config.inputs import (
     Source,
 )
 from grpo.config.load import SCHEMA_FILE, dump, fingerprint, load, schema, sections_of, write_schema
-from grpo.config.persona import PersonaConfig
+from grpo.config.persona import PersonaConfig, WatchConfig
 from grpo.config.practice import (
     CurriculumConfig,
     MovesConfig,
@@ -44,6 +45,7 @@ __all__ = [
     "DistributedConfig",
     "EvaluationConfig",
     "EvaluationSet",
+    "FollowConfig",
     "GuardConfig",
     "LoraConfig",
     "LossConfig",
@@ -63,6 +65,7 @@ __all__ = [
     "TemperatureConfig",
     "TrackingConfig",
     "TrainConfig",
+    "WatchConfig",
     "WatchdogConfig",
     "dump",
     "fingerprint",

@@ -166,7 +166,14 @@ class RunConfig(Section):
                 "differs by temperature; switch them off or set counterfactual: false"
             )
         self._check_stages()
-        if self.steering is not None:
+        if self.steering is None:
+            self.persona.refuse_unread(
+                "reextract_steers",
+                because="nothing is steered",
+                remedy="add the section steering",
+                section="persona",
+            )
+        else:
             self._check_steering(self.steering)
         return self
 

@@ -8,6 +8,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from grpo.config.base import Section
+from grpo.config.following import FollowConfig
 
 
 class AppliedVectors(Section):
@@ -69,6 +70,8 @@ class SteeringConfig(AppliedVectors):
     """Coefficient after schedule_steps, for linear and cosine."""
     schedule_steps: int | None = Field(None, ge=1)
     """Steps until final_coefficient is reached, which then stays, for linear and cosine."""
+    follow: FollowConfig | None = None
+    """Let the coefficient follow what the steps measure, from coefficient on; null leaves it to schedule."""
     allow_off_policy: bool = False
     """Let train_only and sample_only run without a correction for what the sampler's steering changes."""
 
@@ -83,6 +86,24 @@ class SteeringConfig(AppliedVectors):
                 )
             if self.schedule != "constant" and value is None:
                 raise ValueError(f"schedule = {self.schedule!r} needs {name}; set it, or schedule: constant")
+        return self
+
+    @model_validator(mode="after")
+    def _can_follow(self) -> Self:
+        follow = self.follow
+        if follow is None:
+            return self
+        if self.schedule != "constant":
+            raise ValueError(
+                f"schedule = {self.schedule!r} and follow both say what the coefficient is; drop one of them"
+            )
+        if self.coefficient == 0:
+            raise ValueError("coefficient = 0, and follow moves it in units of where it begins; begin elsewhere")
+        if follow.kind != "projection" and self.mode == "train_only":
+            raise ValueError(
+                f"follow.kind = {follow.kind!r} follows what steered rollouts show, and mode = 'train_only' draws "
+                "none; set mode: preventative, or follow.kind: projection"
+            )
         return self
 
     @model_validator(mode="after")

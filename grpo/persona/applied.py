@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from grpo.config import AppliedVectors
 from grpo.errors import ConfigError, DataError
 from grpo.fingerprints import PolicyPrint
-from grpo.persona.vectors import Origin, load, random_like
+from grpo.persona.vectors import Origin, PersonaVectors, load, random_like
 from grpo.policy import Policy
 from grpo.seeds import torch_seed
 from grpo.steering import Steering
@@ -30,6 +30,14 @@ class Applied:
         """The steering at this coefficient."""
         config = self.config
         return Steering(self.vectors, coefficient=coefficient, kind=config.kind, positions=config.positions)
+
+    def renewed(self, newest: PersonaVectors) -> "Applied":
+        """The same blocks steered by vectors that were extracted from a later policy. Random controls stay."""
+        if self.config.random_control:
+            return self
+        found = newest.vectors(sorted(self.vectors), over=self.config.over, increments=self.config.increments)
+        vectors = {block: vector.to(self.vectors[block].device) for block, vector in found.items()}
+        return replace(self, vectors=vectors, origin=newest.origin)
 
     def check_start(self, policy: PolicyPrint) -> str:
         """A sentence on whether the vectors are of the policy of this fingerprint, which training starts from.

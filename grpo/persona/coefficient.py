@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, Protocol
 
 from grpo.config import SteeringConfig
+from grpo.persona.following import Followed
 
 
 class Coefficient(Protocol):
@@ -58,8 +59,10 @@ class Scheduled:
         """There is nothing to take up."""
 
 
-def coefficient_of(config: SteeringConfig) -> Coefficient:
-    """The coefficient that the section steering describes, at its first step."""
+def coefficient_of(config: SteeringConfig, *, trait: str) -> Coefficient:
+    """The coefficient that the section steering describes, at its first step; `trait` is what is steered."""
+    if config.follow is not None:
+        return Followed(config.coefficient, config.follow, trait=config.follow.trait or trait)
     if config.final_coefficient is None or config.schedule_steps is None:
         return Scheduled(config.coefficient)
     return Scheduled(

@@ -10,6 +10,7 @@ from grpo.config import SteeringConfig
 from grpo.fingerprints import PolicyPrint
 from grpo.persona.applied import Applied, applied_to
 from grpo.persona.coefficient import Coefficient, coefficient_of
+from grpo.persona.vectors import PersonaVectors
 from grpo.policy import Policy
 from grpo.steering import Steering
 
@@ -24,7 +25,7 @@ class Steerer:
     def of(cls, config: SteeringConfig, policy: Policy, *, seed: int) -> "Steerer":
         """As the section steering says, at its first step. Raises ConfigError as `applied_to`."""
         applied = applied_to(policy, config, seed=seed, field="steering")
-        return cls(applied, config, coefficient=coefficient_of(config))
+        return cls(applied, config, coefficient=coefficient_of(config, trait=applied.origin.trait))
 
     def check_start(self, policy: PolicyPrint) -> str:
         """As `Applied.check_start`, of the policy that training starts from."""
@@ -38,9 +39,25 @@ class Steerer:
         """What the updates of step `step` score and train under."""
         return None if self._config.mode == "sample_only" else self._steering(step, stage)
 
-    def observe(self, step: int, measures: Mapping[str, float]) -> None:
-        """The metrics of a step that is done, from which a coefficient may learn."""
-        self._coefficient.observe(step, measures)
+    @property
+    def trait(self) -> str:
+        """What the vectors are of."""
+        return self._applied.origin.trait
+
+    @property
+    def first_block(self) -> int:
+        """The first one that is steered: up to its output nothing is moved."""
+        return min(self._applied.vectors)
+
+    def renew(self, newest: PersonaVectors) -> None:
+        """Steer by these vectors from here on, where they are of the same trait."""
+        if newest.origin.trait == self.trait:
+            self._applied = self._applied.renewed(newest)
+
+    def observe(self, step: int, stage: str, measures: Mapping[str, float]) -> None:
+        """The metrics of a step that is done, from which a coefficient may learn; nothing where it steered nothing."""
+        if self._is_steered(stage):
+            self._coefficient.observe(step, measures)
 
     def metrics(self, step: int, stage: str) -> dict[str, float]:
         """The coefficient that step `step` is steered with: 0 in a stage that is not steered."""
@@ -55,8 +72,10 @@ class Steerer:
         self._coefficient.load_state_dict(state["coefficient"])
 
     def _value(self, step: int, stage: str) -> float:
-        is_steered = not self._config.stages or stage in self._config.stages
-        return self._coefficient.value(step) if is_steered else 0.0
+        return self._coefficient.value(step) if self._is_steered(stage) else 0.0
+
+    def _is_steered(self, stage: str) -> bool:
+        return not self._config.stages or stage in self._config.stages
 
     def _steering(self, step: int, stage: str) -> Steering | None:
         value = self._value(step, stage)
@@ -72,7 +91,7 @@ class Unsteered:
     def steering_of_training(self, step: int, stage: str) -> Steering | None:
         return None
 
-    def observe(self, step: int, measures: Mapping[str, float]) -> None:
+    def observe(self, step: int, stage: str, measures: Mapping[str, float]) -> None:
         """Nothing is learned."""
 
     def metrics(self, step: int, stage: str) -> dict[str, float]:

@@ -57,6 +57,7 @@ class Trait(Section):
     instructions: list[Instructions] = Field(min_length=1)
     """Pairs; each question is asked under both of every pair."""
     questions: Questions
+    """What is asked to extract and to evaluate."""
     scorer: RewardConfig
     """How much of the trait a completion shows, from 0 to 1: a programmatic reward, or the judge."""
     coherence: RewardConfig | None = None

@@ -51,6 +51,7 @@ class Origin:
     agreement: tuple[float, ...]  # [L], cosine of the vectors of the two halves of the questions
     hidden_norm: tuple[float, ...]  # [L], mean norm of the response averages: what a coefficient moves
     definition: Mapping[str, Any]  # the trait's file, so that its questions and scorer are at hand
+    num_tokens: int = 0  # of the completions that were drawn; 0 where the file does not say
 
 
 @dataclass(frozen=True, slots=True)

@@ -187,7 +187,7 @@ class _Extraction:
         self._kept_before: frozenset[Side] = run.world.broadcast(
             frozenset() if self._file is None else self._file.sides
         )
-        self._num_kept, self._num_judged = 0, 0
+        self._num_kept, self._num_judged, self._num_tokens = 0, 0, 0
         self._dropped, self._lost = Counter[str](), Counter[str]()
 
     def vectors(self) -> PersonaVectors:
@@ -248,6 +248,7 @@ class _Extraction:
                     if not without_verdict(of_side):
                         self._file.add(of_side)
             scored += [completion for of_side in drawn for completion in of_side]
+        self._num_tokens += sum(len(completion.token_ids) - completion.num_prompt for completion in scored)
         self._say_progress(len(scored))
         return kept_pairs(
             scored, threshold=self._config.threshold, coherence_threshold=self._config.coherence_threshold
@@ -352,4 +353,5 @@ class _Extraction:
             agreement=tuple(agreement.tolist()),
             hidden_norm=tuple(norms.tolist()),
             definition=trait.model_dump(mode="json"),
+            num_tokens=self._num_tokens,
         )

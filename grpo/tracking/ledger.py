@@ -34,6 +34,7 @@ def ledger(run: RecordedRun) -> list[Bill]:
         ),
         Bill("temperature", _total(run, "tokens/temperature"), "evaluations that decisions rest on"),
         Bill("profiles on the way", _total(run, "tokens/reprofile"), "labels for the policy as it stood"),
+        Bill("vectors on the way", _total(run, "tokens/persona"), "traits extracted from the policy as it stood"),
         Bill("validation", _total(run, "tokens/validation"), "the best checkpoint, and the early stop"),
         Bill("final evaluation", sum(_evaluated(evaluation) for evaluation in run.evaluations), "every set and policy"),
         Bill("final evaluation: tiers", _of_heldout_profile(run), "labels of the held-out problems"),
