@@ -175,7 +175,7 @@ def test_adapters_are_merged_into_the_copies_and_not_into_the_weights(name):
 
 
 @pytest.mark.parametrize("name", ["qwen3", "exaone4", "gemma3", "qwen2 with a window"])
-def test_after_an_update_the_weights_that_were_loaded_are_decoded_until_the_next_are(name):
+def test_updated_weights_are_decoded_once_they_are_loaded(name):
     policy = policy_of(name)
     decoder = FusedDecoder(policy)
     before = decoded(policy, ModelDecoder(policy))

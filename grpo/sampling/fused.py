@@ -106,7 +106,7 @@ class FusedDecoder:
         self._family = FAMILIES[_name(blocks[0])]
         self._policy = policy
         self._embed, self._rotary = backbone.embed_tokens, backbone.rotary_emb
-        self._layer_types: list[str] | None = getattr(config, "layer_types", None)
+        self._types: list[str] = getattr(config, "layer_types", None) or [""] * len(blocks)  # of each block
         self._eps = float(config.rms_norm_eps)
         self._last_norm = backbone.norm.weight + self._family.norm_offset  # [D]
         self._blocks = [_Block(block, self._family, eps=self._eps) for block in blocks]
@@ -118,46 +118,35 @@ class FusedDecoder:
         """Final hidden states [R, D]."""
         steering, banks = self._policy.steering, inputs.cache.banks
         hidden: Tensor = self._embed(inputs.token_ids)  # [R, D]
-        seen = _Seen(self, inputs, hidden)
+        shared = self._shared(inputs, hidden)
         for number, (block, slots) in enumerate(zip(self._blocks, inputs.cache.slots, strict=True)):
-            of_type = seen.by_type(self._layer_types[number] if self._layer_types else "")
-            hidden = block(hidden, slots, of_type, banks=banks, layer=number)
+            hidden = block(hidden, slots, shared[self._types[number]], banks=banks, layer=number)
             if steering is not None:
                 hidden = moved(hidden, steering, block=number, positions=inputs.is_active)
         return _normed(hidden, eps=self._eps) * self._last_norm
 
-    def angles(self, hidden: Tensor, position_ids: Tensor, layer_type: str) -> tuple[Tensor, Tensor]:
-        """Cosines and signed sines [R, 1, d] of a layer's rotation."""
-        kind = (layer_type,) if self._family.angles_by_type else ()
-        cos, sin = self._rotary(hidden, position_ids.unsqueeze(1), *kind)  # [R, 1, d]
-        return cos, sin * self._sign
+    def _shared(self, inputs: Inputs, hidden: Tensor) -> dict[str, "_Shared"]:
+        """What layers share, by their type."""
+        found: dict[str, _Shared] = {}
+        cos = sin = hidden  # of the type before, where there is one
+        for kind in dict.fromkeys(self._types):
+            if not found or self._family.angles_by_type:
+                options = (kind,) if self._family.angles_by_type else ()
+                cos, sin = self._rotary(hidden, inputs.position_ids.unsqueeze(1), *options)  # [R, 1, d]
+                sin = sin * self._sign
+            mask = inputs.masks if isinstance(inputs.masks, Tensor) else inputs.masks[kind]
+            mask = mask.expand(-1, self._blocks[0].key_heads, -1, -1).flatten(0, 1)
+            found[kind] = _Shared(cos=cos, sin=sin, mask=mask)
+        return found
 
 
 @dataclass(frozen=True, slots=True)
-class _OfType:
-    """What layers of one type share in a decode."""
+class _Shared:
+    """What the layers of one type share in a decode."""
 
     cos: Tensor  # [R, 1, d]
-    sin: Tensor
+    sin: Tensor  # its first half negated
     mask: Tensor  # [R · H', 1, W], added to the scores of a row and key head
-
-
-class _Seen:
-    """What the layers of a decode share, made once for each type of them."""
-
-    def __init__(self, decoder: FusedDecoder, inputs: Inputs, hidden: Tensor) -> None:
-        self._decoder, self._inputs, self._hidden = decoder, inputs, hidden
-        self._found: dict[str, _OfType] = {}
-
-    def by_type(self, layer_type: str) -> _OfType:
-        """Of layers of this type."""
-        if layer_type not in self._found:
-            masks = self._inputs.masks
-            mask = masks if isinstance(masks, Tensor) else masks[layer_type]
-            cos, sin = self._decoder.angles(self._hidden, self._inputs.position_ids, layer_type)
-            heads = self._inputs.cache.slots[0].keys.shape[1]
-            self._found[layer_type] = _OfType(cos=cos, sin=sin, mask=mask.expand(-1, heads, -1, -1).flatten(0, 1))
-        return self._found[layer_type]
 
 
 class _Block:
@@ -176,12 +165,12 @@ class _Block:
         self._norms_attention, self._norms_mlp = family.before_attention is not None, family.before_mlp is not None
         self._after_attention, self._after_mlp = norm(family.after_attention), norm(family.after_mlp)
         query, key, value = (_affine(layer) for layer in (attention.q_proj, attention.k_proj, attention.v_proj))
-        self._heads, self._key_heads = query.weight.shape[0] // size, key.weight.shape[0] // size
+        self._heads, self.key_heads = query.weight.shape[0] // size, key.weight.shape[0] // size
         scale = float(attention.scaling)
         self._head_weights: Tensor | None = None
         if family.norms_heads:
             of_query, of_key = (layer.weight + family.norm_offset for layer in (attention.q_norm, attention.k_norm))
-            each = [of_query * scale] * self._heads + [of_key] * self._key_heads
+            each = [of_query * scale] * self._heads + [of_key] * self.key_heads
             self._head_weights = torch.stack(each)  # [H + H', d]
         else:
             query = query.scaled(scale)
@@ -193,37 +182,36 @@ class _Block:
         self._down = _Product([_affine(mlp.down_proj)], norm=None)
 
     def __call__(
-        self, hidden: Tensor, slots: SlotLayer, seen: _OfType, *, banks: list[PrefixBank], layer: int
+        self, hidden: Tensor, slots: SlotLayer, shared: _Shared, *, banks: list[PrefixBank], layer: int
     ) -> Tensor:
         """The block's output [R, D] of its input."""
         eps = self._eps
         inner = _normed(hidden, eps=eps) if self._norms_attention else hidden
-        hidden = _added(
-            hidden, self._attended(inner, slots, seen, banks=banks, layer=layer), self._after_attention, eps
-        )
+        read = self._attended(inner, slots, shared, banks=banks, layer=layer)
+        hidden = _added(hidden, self._output, read, norm=self._after_attention, eps=eps)
         inner = _normed(hidden, eps=eps) if self._norms_mlp else hidden
         both = self._gate_up(inner)  # [R, 2 F]
         inner = self._act(both[:, : self._width]).mul_(both[:, self._width :])  # [R, F]
-        return _added(hidden, self._down(inner), self._after_mlp, eps)
+        return _added(hidden, self._down, inner, norm=self._after_mlp, eps=eps)
 
     def _attended(
-        self, inner: Tensor, slots: SlotLayer, seen: _OfType, *, banks: list[PrefixBank], layer: int
+        self, inner: Tensor, slots: SlotLayer, shared: _Shared, *, banks: list[PrefixBank], layer: int
     ) -> Tensor:
-        rows, turning = inner.shape[0], self._heads + self._key_heads
+        rows, turning = inner.shape[0], self._heads + self.key_heads
         projected = self._project(inner).view(rows, -1, self.head_size)  # [R, H + 2 H', d]
         turned, value = projected[:, :turning], projected[:, turning:]
         if self._head_weights is not None:
             turned = _normed(turned, eps=self._eps).mul_(self._head_weights)
         if self._rotates:
-            turned = (turned * seen.cos).addcmul_(turned.roll(self.head_size // 2, -1), seen.sin)
+            turned = (turned * shared.cos).addcmul_(turned.roll(self.head_size // 2, -1), shared.sin)
         keys, values = slots.update(turned[:, self._heads :], value)  # [R, H', W, d]
-        query = turned[:, : self._heads].reshape(rows, self._key_heads, -1, self.head_size)  # [R, H', S, d]
-        scores = torch.baddbmm(seen.mask, query.flatten(0, 1), keys.flatten(0, 1).transpose(1, 2))  # [R · H', S, W]
+        query = turned[:, : self._heads].reshape(rows, self.key_heads, -1, self.head_size)  # [R, H', S, d]
+        scores = torch.baddbmm(shared.mask, query.flatten(0, 1), keys.flatten(0, 1).transpose(1, 2))  # [R · H', S, W]
         read = _read(scores.softmax(dim=-1), values.flatten(0, 1)).view(query.shape)
         if banks:
             total = scores.logsumexp(dim=-1).view(query.shape[:3])
             read = with_prompts(banks, query, read, total, layer=layer, scale=1.0)
-        return self._output(read.reshape(rows, -1))
+        return read.reshape(rows, -1)  # [R, H · d]
 
 
 def _read(weights: Tensor, values: Tensor) -> Tensor:
@@ -236,18 +224,17 @@ def _read(weights: Tensor, values: Tensor) -> Tensor:
     return read
 
 
-def _added(hidden: Tensor, change: Tensor, norm: Tensor | None, eps: float) -> Tensor:
-    """`hidden` and a change of it, normed where the family does so: all [R, D]."""
+def _added(hidden: Tensor, product: "_Product", x: Tensor, *, norm: Tensor | None, eps: float) -> Tensor:
+    """`hidden` [R, D] and a product of `x`, normed where the family does so."""
     if norm is None:
-        return change.add_(hidden)
-    return torch.addcmul(hidden, _normed(change, eps=eps), norm)
+        return product(x, plus=hidden)
+    return torch.addcmul(hidden, _normed(product(x), eps=eps), norm)
 
 
 def _normed(x: Tensor, *, eps: float) -> Tensor:
     """Divided by its root mean square over the last dimension: in half the calls of torch's function."""
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    square = norm.mul_(norm)  # of the sum
-    return x * square.div_(x.shape[-1]).add_(eps).rsqrt_()
+    return x * norm.mul_(norm).div_(x.shape[-1]).add_(eps).rsqrt_()
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,11 +277,17 @@ class _Product:
         # In the layout that oneDNN reads: with few rows, reading the weights is what a product costs.
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight) if self._by_onednn else weight
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """[R, N] of `x` [R, K]."""
+    def __call__(self, x: Tensor, *, plus: Tensor | None = None) -> Tensor:
+        """[R, N] of `x` [R, K], and `plus` [R, N]."""
+        product: Tensor
         if not self._by_onednn:
-            return nn.functional.linear(x, self._weight, self._bias)
-        product: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
+            product = nn.functional.linear(x, self._weight, self._bias)
+            return product if plus is None else product.add_(plus)
+        onednn = torch.ops.mkldnn._linear_pointwise
+        if plus is None:
+            product = onednn(x, self._weight, self._bias, "none", [], "")
+        else:
+            product = onednn.binary(x, plus, self._weight, self._bias, "add")
         return product
 
 
