@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from grpo.config import SamplingConfig
-from grpo.model import base_of
 from grpo.policy import Policy
 from grpo.sampling import fused, native
 from grpo.sampling.decoder import Decoder, ModelDecoder
@@ -17,7 +16,7 @@ from grpo.sampling.prefixes import SHARED_TOKENS
 from grpo.sampling.protocol import Request
 from grpo.sampling.rows import Prefix, Rows
 from grpo.seeds import key
-from grpo.steering import Steering, decoder_blocks
+from grpo.steering import Steering
 from grpo.tasks.list_machine import tokenizer
 from tests.conftest import SIZES, tiny_policy
 from tests.test_sampling import largest_gap, requests_of
@@ -106,7 +105,7 @@ def test_every_family_decodes_what_its_own_layers_do(name):
 
 
 def test_the_models_of_these_tests_are_of_all_families():
-    blocks = [type(decoder_blocks(base_of(policy_of(name).model))[0]) for name in MODELS]
+    blocks = [type(policy_of(name).blocks[0]) for name in MODELS]
     assert {f"{block.__module__}.{block.__qualname__}" for block in blocks} == set(FAMILIES)
 
 
@@ -146,14 +145,17 @@ def test_what_is_drawn_is_scored_alike(name, temperature):
 # --- steering, adapters, updates --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("blocks", [(0,), (1,), (0, 1)])
-@pytest.mark.parametrize("name", ["qwen3", "exaone4", "gemma3"])
-def test_a_steered_policy_is_steered_in_fused_decodes_too(name, blocks):
+@pytest.mark.parametrize("kind", ["add", "ablate"])
+@pytest.mark.parametrize("positions", ["choosing", "completion", "all"])
+@pytest.mark.parametrize("blocks", [(0,), (0, 1)])
+@pytest.mark.parametrize("name", ["qwen3", "exaone4"])
+def test_a_steered_policy_is_steered_in_fused_decodes_too(name, blocks, positions, kind):
     policy = policy_of(name)
     decoder = FusedDecoder(policy)
     plain = decoded(policy, decoder)
     generator = torch.Generator().manual_seed(1)
-    policy.steer(Steering({block: torch.randn(policy.hidden_size, generator=generator) for block in blocks}, 2.0))
+    vectors = {block: torch.randn(policy.hidden_size, generator=generator) for block in blocks}
+    policy.steer(Steering(vectors, 2.0, kind=kind, positions=positions))
     assert float((decoded(policy, decoder) - plain).abs().max()) > 0.1
     assert_decodes_as_the_model(policy, decoder)
     policy.steer(None)
@@ -180,7 +182,7 @@ def test_updated_weights_are_decoded_once_they_are_loaded(name):
     decoder = FusedDecoder(policy)
     before = decoded(policy, ModelDecoder(policy))
     with torch.no_grad():
-        for weight in decoder_blocks(base_of(policy.model)).parameters():
+        for weight in policy.blocks.parameters():
             weight += 0.05 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(2))
     assert float((decoded(policy, ModelDecoder(policy)) - before).abs().max()) > 0.1
     decoder.load_weights(policy)
@@ -258,19 +260,19 @@ def test_what_cannot_be_fused_is_decoded_by_the_models_own_layers_and_says_why(m
 
 def test_a_block_that_only_has_a_known_familys_name_is_decoded_by_its_own_layers():
     policy = tiny_policy("llama")
-    blocks = decoder_blocks(base_of(policy.model))
+    blocks = policy.blocks
     blocks[0].__class__ = type("LlamaDecoderLayer", (type(blocks[0]),), {})
     assert why_not_fused(policy) == "LlamaDecoderLayer is not one of its families"
 
 
 def test_copies_that_decode_something_else_are_found_at_the_start(monkeypatch):
     policy = policy_of("exaone4")
-    monkeypatch.setitem(FAMILIES, fused._name(decoder_blocks(base_of(policy.model))[0]), fused._LLAMA)
+    monkeypatch.setitem(FAMILIES, fused._name(policy.blocks[0]), fused._LLAMA)
     decoder, why_not = decoder_of(policy)
     assert type(decoder) is ModelDecoder
     assert "input_layernorm" in why_not  # which its blocks do not have
     exaone = fused.Family(after_attention="post_attention_layernorm", after_mlp="post_feedforward_layernorm")
-    monkeypatch.setitem(FAMILIES, fused._name(decoder_blocks(base_of(policy.model))[0]), exaone)
+    monkeypatch.setitem(FAMILIES, fused._name(policy.blocks[0]), exaone)
     decoder, why_not = decoder_of(policy)
     assert type(decoder) is ModelDecoder
     assert why_not.startswith("fused products: logits off by")

@@ -17,7 +17,6 @@ from grpo.policy import Policy
 from grpo.sampling.cache import SlotLayer
 from grpo.sampling.decoder import Inputs
 from grpo.sampling.prefixes import PrefixBank, with_prompts
-from grpo.steering import decoder_blocks, moved
 
 MOST_WEIGHTS = 2**26
 """Of all blocks: copies take 256 MiB at most. Above it products take nearly all of the time, whoever calls them."""
@@ -73,7 +72,7 @@ FAMILIES = {
 
 def why_not_fused(policy: Policy) -> str:
     """Why this policy is decoded by its model's own layers; empty where it need not be."""
-    blocks = decoder_blocks(base_of(policy.model))
+    blocks = policy.blocks
     kinds = {_name(block) for block in blocks}
     foreign = sorted(kinds - set(FAMILIES))
     num_weights = sum(weight.numel() for weight in blocks.parameters())
@@ -101,7 +100,7 @@ class FusedDecoder:
     def load_weights(self, policy: Policy) -> None:
         """Copy this policy's weights as they stand."""
         base: Any = base_of(policy.model)
-        backbone, blocks = base.base_model, decoder_blocks(base)
+        backbone, blocks = base.base_model, policy.blocks
         config = base.config.get_text_config()
         self._family = FAMILIES[_name(blocks[0])]
         self._policy = policy
@@ -121,8 +120,8 @@ class FusedDecoder:
         shared = self._shared(inputs, hidden)
         for number, (block, slots) in enumerate(zip(self._blocks, inputs.cache.slots, strict=True)):
             hidden = block(hidden, slots, shared[self._types[number]], banks=banks, layer=number)
-            if steering is not None:
-                hidden = moved(hidden, steering, block=number, positions=inputs.is_active)
+            if steering is not None and inputs.steer_at is not None:
+                hidden = steering.moved(hidden, block=number, at=inputs.steer_at)
         return _normed(hidden, eps=self._eps) * self._last_norm
 
     def _shared(self, inputs: Inputs, hidden: Tensor) -> dict[str, "_Shared"]:
