@@ -31,7 +31,7 @@ from grpo.persona.watched import WatchedTrait, check_steered, load_watched
 from grpo.policy import Policy
 from grpo.profiling import check_store_folder
 from grpo.rollout import GaveUp, Rollouts, check_prompts
-from grpo.sampling.invariance import layout_gap, verdict
+from grpo.sampling.invariance import verdict
 from grpo.sampling.native import NativeSampler
 from grpo.starts import Run
 from grpo.tracking.console import Console
@@ -218,7 +218,8 @@ def _parts(
             tokenizer=tokenizer,
             on_progress=on_progress,
         )
-        console.say(verdict(layout_gap(sampled, config.sampling)))
+        console.say(sampler.describe())
+        console.say(verdict(sampler.layout_gap()))
     console.say(
         "training: without padding, and a group's prompt is computed once"
         if policy.packs

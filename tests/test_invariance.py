@@ -11,10 +11,12 @@ from torch import Tensor
 
 from grpo.config import SamplingConfig
 from grpo.policy import Policy
-from grpo.sampling import rows
+from grpo.sampling import native, rows
 from grpo.sampling.cache import SlotCache
+from grpo.sampling.decoder import Inputs, ModelDecoder
+from grpo.sampling.fused import FusedDecoder
 from grpo.sampling.invariance import layout_gap, verdict
-from grpo.sampling.native import NativeSampler
+from grpo.sampling.native import NativeSampler, decoder_of
 from grpo.sampling.protocol import Completion, Request
 from grpo.seeds import key
 from grpo.steering import Steering
@@ -41,6 +43,18 @@ def policy_of(name: str, *, attention: str = "sdpa") -> Policy:
 def sampler_of(policy: Policy, *, on_progress: Callable[[], None] = lambda: None, **changes: object) -> NativeSampler:
     config = SamplingConfig.model_validate({"max_completion_tokens": 24, "max_rows": 16} | changes)
     return NativeSampler(policy, config, end_token_ids=(END,), tokenizer=tokenizer(), on_progress=on_progress)
+
+
+@pytest.fixture
+def own_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decodes by the model's own layers, whatever could be fused."""
+    monkeypatch.setattr(native, "why_not_fused", lambda policy: "a test of the model's own layers")
+
+
+def gap_of(policy: Policy, **changes: object) -> float:
+    """What the self-test of a sampler of this policy finds."""
+    decoder, _ = decoder_of(policy)
+    return layout_gap(policy, SamplingConfig.model_validate(changes), decoder=decoder)
 
 
 def requests_of(number: int, *, rollouts: int, temperature: float = 1.0, longest: int = 40) -> list[Request]:
@@ -94,6 +108,17 @@ def test_every_layout_draws_the_same_bits(name, restriction, temperature):
     assert bits(policy, first, **restriction) | bits(policy, second, **restriction) == expected
 
 
+@pytest.mark.usefixtures("own_layers")
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "gpt2"])
+def test_decoded_by_the_models_own_layers_every_layout_draws_the_same_bits_too(name):
+    policy = policy_of(name)
+    requests = requests_of(10, rollouts=4)
+    expected = bits(policy, requests)
+    assert bits(policy, one_by_one(requests), max_rows=11) == expected
+    assert bits(policy, requests[:3]) | bits(policy, requests[3:], max_rows=512) == expected
+
+
+@pytest.mark.usefixtures("own_layers")
 @pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2"])
 def test_with_eager_attention_too(name):
     policy = policy_of(name, attention="eager")
@@ -112,12 +137,16 @@ def beside_long_prompts(policy: Policy) -> tuple[dict[int, tuple[object, ...]], 
     return alone, {k: together[k] for k in alone}
 
 
+@pytest.mark.parametrize("is_fused", [True, False], ids=["fused", "own layers"])
 @pytest.mark.parametrize("name", NAMES)
-def test_a_neighbour_with_a_long_prompt_changes_no_bit(name):
+def test_a_neighbour_with_a_long_prompt_changes_no_bit(name, is_fused, request):
+    if not is_fused:
+        request.getfixturevalue("own_layers")
     alone, among_others = beside_long_prompts(policy_of(name))
     assert alone == among_others
 
 
+@pytest.mark.usefixtures("own_layers")
 def test_without_the_step_in_width_it_does(monkeypatch):
     monkeypatch.setattr(rows, "WIDTH_STEP_TOKENS", 1)
     alone, among_others = beside_long_prompts(policy_of("exaone4"))
@@ -126,11 +155,11 @@ def test_without_the_step_in_width_it_does(monkeypatch):
 
 def test_the_padded_length_of_a_prefill_is_a_function_of_its_own_and_stays_in_the_context():
     policy = policy_of("gpt2")  # a context of 256 learned positions: one more would have no embedding
-    batch = rows.Rows(8, config=SamplingConfig(), policy=policy)
+    batch = rows.Rows(8, config=SamplingConfig(), policy=policy, decoder=ModelDecoder(policy))
     padded = [batch.padded_tokens(length) for length in (0, 16, 17, 24, 25, 33, 100, 128, 129, 193, 256)]
     assert padded == [16, 16, 24, 24, 32, 48, 128, 128, 192, 256, 256]
     policy.model.config.max_position_embeddings = policy.model.config.n_positions = 200
-    narrow = rows.Rows(8, config=SamplingConfig(), policy=policy)
+    narrow = rows.Rows(8, config=SamplingConfig(), policy=policy, decoder=ModelDecoder(policy))
     assert [narrow.padded_tokens(length) for length in (100, 150, 195)] == [128, 192, 200]
 
 
@@ -139,56 +168,67 @@ def test_the_padded_length_of_a_prefill_is_a_function_of_its_own_and_stays_in_th
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_self_test_holds_on_a_cpu_with_one_thread(name):
-    gap = layout_gap(policy_of(name), SamplingConfig())
+    gap = gap_of(policy_of(name))
     assert gap == 0
     assert "batch-invariant on this device" in verdict(gap)
 
 
 def test_the_self_test_holds_with_heads_so_small_that_attention_over_few_positions_takes_another_path():
     policy = tiny_policy("llama", attention="eager", architecture=ARCHITECTURES["llama"] | SIZES | {"head_dim": 8})
-    assert layout_gap(policy, SamplingConfig()) == 0
+    assert gap_of(policy) == 0
 
 
+@pytest.mark.usefixtures("own_layers")
 @pytest.mark.parametrize("name", ["llama", "gemma3", "exaone4"])
 def test_the_self_test_sees_attention_over_any_number_of_positions(name, monkeypatch):
     monkeypatch.setattr(rows, "WIDTH_STEP_TOKENS", 1)
-    gap = layout_gap(policy_of(name), SamplingConfig())
+    gap = gap_of(policy_of(name))
     assert 0 < gap < 1e-4
     assert f"not batch-invariant here (logits off by up to {gap:.1g})" in verdict(gap)
 
 
-@pytest.mark.parametrize(
-    "broken", ["by the number of rows", "by the slot", "by the width", "by the prompts of a prefill"]
-)
-def test_the_self_test_sees_bits_that_depend_on_the_layout(broken, monkeypatch):
+@pytest.mark.parametrize("decoder", [FusedDecoder, ModelDecoder])
+@pytest.mark.parametrize("broken", ["by the number of rows", "by the slot", "by the width"])
+def test_the_self_test_sees_a_decode_whose_bits_depend_on_the_layout(broken, decoder, monkeypatch):
     """One bit of rounding, added where a device might."""
+    original = decoder.hidden
+
+    def rounded(self: FusedDecoder | ModelDecoder, inputs: Inputs) -> Tensor:
+        hidden: Tensor = original(self, inputs)
+        if broken == "by the number of rows" and len(hidden) == 11:
+            return hidden * (1 + 2**-23)
+        if broken == "by the slot":
+            hidden[8:] *= 1 + 2**-23
+        if broken == "by the width" and inputs.cache.slots[0].width > rows.LEAST_WIDTH_TOKENS:
+            return hidden * (1 + 2**-23)
+        return hidden
+
+    policy = policy_of("llama")
+    assert layout_gap(policy, SamplingConfig(), decoder=decoder(policy)) == 0
+    monkeypatch.setattr(decoder, "hidden", rounded)
+    assert 0 < layout_gap(policy, SamplingConfig(), decoder=decoder(policy)) < 1e-3
+
+
+def test_the_self_test_sees_a_prefill_whose_bits_depend_on_its_prompts(monkeypatch):
     original = Policy.hidden
 
     def rounded(self: Policy, input_ids: Tensor, **options: object) -> Tensor:
         hidden = original(self, input_ids, **options)  # type: ignore[arg-type]
-        cache = options.get("cache")
-        if isinstance(cache, SlotCache):
-            if broken == "by the number of rows" and len(hidden) == 11:
-                return hidden * (1 + 2**-23)
-            if broken == "by the slot":
-                hidden[8:] *= 1 + 2**-23
-            if broken == "by the width" and cache.slots[0].width > rows.LEAST_WIDTH_TOKENS:
-                return hidden * (1 + 2**-23)
-        elif broken == "by the prompts of a prefill" and len(input_ids) > 1:
-            for layer in cache.layers:  # type: ignore[attr-defined]
-                layer.values *= 1 + 2**-23
+        for layer in options["cache"].layers if len(input_ids) > 1 else ():  # type: ignore[attr-defined]
+            layer.values *= 1 + 2**-23
         return hidden
 
     policy = policy_of("llama")
-    assert layout_gap(policy, SamplingConfig()) == 0
+    decoder = FusedDecoder(policy)
+    assert layout_gap(policy, SamplingConfig(), decoder=decoder) == 0
     monkeypatch.setattr(Policy, "hidden", rounded)
-    assert 0 < layout_gap(policy, SamplingConfig()) < 1e-3
+    assert 0 < layout_gap(policy, SamplingConfig(), decoder=decoder) < 1e-3
 
 
 def test_the_self_test_leaves_a_policy_as_it_is_and_fits_a_short_context():
     policy = tiny_policy("llama", architecture=ARCHITECTURES["llama"] | SIZES | {"max_position_embeddings": 12})
     before = {name: weight.clone() for name, weight in policy.state_dict().items()}
-    assert layout_gap(policy, SamplingConfig(max_rows=8)) == 0
+    assert gap_of(policy, max_rows=8) == 0
     assert all(torch.equal(weight, before[name]) for name, weight in policy.state_dict().items())
 
 
@@ -307,12 +347,17 @@ def test_the_progress_hook_is_called_for_each_prefill_and_each_decode(monkeypatc
     calls: list[int] = []
     sampler = sampler_of(policy, on_progress=lambda: calls.append(1))
     forwards: list[int] = []
-    original = Policy.hidden
+    prefill, decode = Policy.hidden, FusedDecoder.hidden
 
     def counting(self: Policy, input_ids: Tensor, **options: object) -> Tensor:
         forwards.append(len(input_ids))
-        return original(self, input_ids, **options)  # type: ignore[arg-type]
+        return prefill(self, input_ids, **options)  # type: ignore[arg-type]
+
+    def counting_too(self: FusedDecoder, inputs: Inputs) -> Tensor:
+        forwards.append(len(inputs.token_ids))
+        return decode(self, inputs)
 
     monkeypatch.setattr(Policy, "hidden", counting)
+    monkeypatch.setattr(FusedDecoder, "hidden", counting_too)
     list(sampler.sample(requests_of(10, rollouts=4)))
     assert len(calls) == len(forwards) > 24

@@ -12,6 +12,7 @@ from grpo.config import SamplingConfig
 from grpo.model import base_of
 from grpo.policy import Policy
 from grpo.sampling import prefixes, rows
+from grpo.sampling.decoder import ModelDecoder
 from grpo.sampling.native import NativeSampler
 from grpo.sampling.prefixes import SHARED_TOKENS, PrefixBank, attending, shares_prefixes
 from grpo.sampling.protocol import Completion, Request
@@ -119,7 +120,7 @@ def test_a_window_and_eager_attention_keep_prompts_in_slots(name, attention_of_i
 def test_the_models_own_attention_is_back_after_a_decode_that_fails():
     policy = tiny_policy("llama")
     config = base_of(policy.model).config
-    batch = rows.Rows(8, config=SamplingConfig(), policy=policy)
+    batch = rows.Rows(8, config=SamplingConfig(), policy=policy, decoder=ModelDecoder(policy))
     cache = batch.prefill([[1] * 64])
     bank = PrefixBank(cache, padded=64, dtype=torch.float32)
     seen: list[str] = []

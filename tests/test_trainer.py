@@ -32,7 +32,7 @@ from tests.runs import grpo, opened_run, outcome, read_jsonl, small_run_config, 
 
 LOOP = {"sft": None, "curriculum": {"kind": "uniform", "max_refill_waves": 1}, "evaluation.every_steps": 0}
 DIGITS = {"sampling.stop_strings": list("0123456789")}  # ends some completions of a model that has learned nothing
-NATIVE_INIT = NativeSampler.__init__
+NATIVE_INIT, NATIVE_LOAD = NativeSampler.__init__, NativeSampler.load_weights
 COIN = "float(ord(completion[:1] or '!') % 2)"  # right for every other first character
 
 
@@ -603,7 +603,7 @@ def _copies_at_first(self: NativeSampler, policy: Policy, *arguments: Any, **opt
 
 
 def _copies_weights(self: NativeSampler, policy: Policy) -> None:
-    self._policy = copy.deepcopy(policy)
+    NATIVE_LOAD(self, copy.deepcopy(policy))
 
 
 # --- it learns --------------------------------------------------------------------------------------------------------

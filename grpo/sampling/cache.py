@@ -46,7 +46,7 @@ class SlotLayer(CacheLayerMixin):
         return self.width
 
     def get_max_length(self) -> int:
-        """No limit: `grow` makes room."""
+        """No limit: `resize` makes room."""
         return -1
 
 
@@ -120,10 +120,11 @@ class SlotCache(Cache):
         # Its seat stays until another row enters or moves: a seat nobody looks at costs less than seating all again.
         self._places[row] = None
 
-    def grow(self, capacity_tokens: int) -> None:
-        """Give every slot room for `capacity_tokens` positions."""
+    def resize(self, capacity_tokens: int) -> None:
+        """Give every slot room for `capacity_tokens` positions; what lies beyond them is dropped."""
+        missing = capacity_tokens - self.capacity_tokens
         for layer in self.slots:
-            missing = capacity_tokens - layer.keys.shape[2]
+            # A negative number cuts. Either way what is left lies densely, in memory of its own.
             layer.keys = torch.nn.functional.pad(layer.keys, (0, 0, 0, missing))
             layer.values = torch.nn.functional.pad(layer.values, (0, 0, 0, missing))
 

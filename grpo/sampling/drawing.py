@@ -18,8 +18,10 @@ def draw_tokens(logits: Tensor, *, keys: Tensor, positions: Tensor) -> tuple[Ten
 
     P(block) · P(token | block) is P(token), whatever the blocks are. A rounding error of δ in the logits moves the sums
     of either round by δ at most, so that it changes a token only where the best two of a round lie within 2δ."""
-    probabilities = logits.softmax(dim=-1)  # [R, V]
     vocabulary = logits.shape[-1]
+    if vocabulary <= BLOCK_TOKENS:  # one block, so that the first round would draw it for sure
+        return _drawn_of_few(logits, keys=keys, positions=positions)
+    probabilities = logits.softmax(dim=-1)  # [R, V]
     masses = block_masses(probabilities)  # [R, K]
     # The tokens' noise comes first, so that a block's does not depend on the size of the vocabulary either.
     noise = gumbel(keys, positions, count=BLOCK_TOKENS + masses.shape[1])  # [R, N + K]
@@ -30,6 +32,14 @@ def draw_tokens(logits: Tensor, *, keys: Tensor, positions: Tensor) -> tuple[Ten
         weights = weights.masked_fill(ids >= vocabulary, -torch.inf)  # the last block reaches beyond the vocabulary
     places = (weights + noise[:, :BLOCK_TOKENS]).argmax(dim=-1, keepdim=True)  # [R, 1]
     return ids.gather(1, places).squeeze(1), weights.gather(1, places).squeeze(1)
+
+
+def _drawn_of_few(logits: Tensor, *, keys: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+    weights = logits.log_softmax(dim=-1)  # [R, V]
+    vocabulary = logits.shape[-1]
+    noise = gumbel(keys, positions, count=-(-vocabulary // BLOCKS_STEP) * BLOCKS_STEP)[:, :vocabulary]
+    tokens = (weights + noise).argmax(dim=-1, keepdim=True)  # [R, 1]
+    return tokens.squeeze(1), weights.gather(1, tokens).squeeze(1)
 
 
 def block_masses(probabilities: Tensor) -> Tensor:

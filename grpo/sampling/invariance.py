@@ -10,6 +10,7 @@ from torch import Tensor
 from grpo.config import SamplingConfig
 from grpo.model import max_positions
 from grpo.policy import Policy
+from grpo.sampling.decoder import Decoder
 from grpo.sampling.prefixes import SHARED_TOKENS
 from grpo.sampling.protocol import Request
 from grpo.sampling.rows import LEAST_WIDTH_TOKENS, MIN_ROWS, Prefix, Rows
@@ -23,15 +24,15 @@ NEIGHBOUR_TOKENS = (5, 14, LEAST_WIDTH_TOKENS + 9, SHARED_TOKENS + 9)
 
 
 @torch.no_grad()
-def layout_gap(policy: Policy, config: SamplingConfig) -> float:
+def layout_gap(policy: Policy, config: SamplingConfig, *, decoder: Decoder) -> float:
     """Largest difference between the logits of a few rows decoded in other company; 0.0 where all bits are equal.
 
     The company: other rows and neighbours, another width, a prefill alone or with others. Of the first decode that
     differs, since what follows may have drawn another token."""
-    alone = _decoded(policy, config, num_rows=MIN_ROWS, is_crowded=False)
+    alone = _decoded(policy, config, decoder, num_rows=MIN_ROWS, is_crowded=False)
     # Three rows more, since two threads cut eight rows and eleven differently; then as many as sampling would have.
     counts = dict.fromkeys((MIN_ROWS + 3, max(MIN_ROWS, min(config.max_rows, MOST_ROWS))))
-    for crowded in (_decoded(policy, config, num_rows=count, is_crowded=True) for count in counts):
+    for crowded in (_decoded(policy, config, decoder, num_rows=count, is_crowded=True) for count in counts):
         for one, other in zip(alone, crowded, strict=True):
             if not torch.equal(one, other):
                 return float((one - other).abs().max())
@@ -48,13 +49,15 @@ def verdict(gap: float) -> str:
     )
 
 
-def _decoded(policy: Policy, config: SamplingConfig, *, num_rows: int, is_crowded: bool) -> list[Tensor]:
+def _decoded(
+    policy: Policy, config: SamplingConfig, decoder: Decoder, *, num_rows: int, is_crowded: bool
+) -> list[Tensor]:
     """Logits [C, V] of each decode of the C compared prompts, float32, and last their log-probs [C, NUM_STEPS]."""
     config = config.model_copy(update={"max_completion_tokens": NUM_STEPS})
     neighbours = [_request(length, policy) for length in NEIGHBOUR_TOKENS] if is_crowded else []
     compared = [_request(length, policy) for length in COMPARED_TOKENS]
     requests = [*neighbours, *compared]
-    rows = Rows(num_rows, config=config, policy=policy)
+    rows = Rows(num_rows, config=config, policy=policy, decoder=decoder)
     together = rows.prefill_batches(range(len(requests)), requests, budget_tokens=config.prefill_tokens)
     batches = list(together) if is_crowded else [[place] for place in range(len(requests))]
     prefixes: dict[int, Prefix] = {}

@@ -15,6 +15,9 @@ from grpo.config import SamplingConfig
 from grpo.errors import ConfigError
 from grpo.model import base_of, max_positions
 from grpo.policy import Policy
+from grpo.sampling.decoder import Decoder, ModelDecoder
+from grpo.sampling.fused import FusedDecoder, why_not_fused
+from grpo.sampling.invariance import layout_gap
 from grpo.sampling.prefixes import SHARED_TOKENS
 from grpo.sampling.protocol import Completion, Request
 from grpo.sampling.rows import MIN_ROWS, Prefix, Rows
@@ -34,7 +37,7 @@ LOOK_STEPS = {"cuda": 8}
 
 
 class NativeSampler:
-    """Samples from the policy's own modules: loading weights is a reference, and nothing is copied."""
+    """Samples from the policy's own modules, or small models on a CPU from fused copies of their weights."""
 
     def __init__(
         self,
@@ -49,6 +52,7 @@ class NativeSampler:
 
         `on_progress` is called after each prefill and each decode; what it raises ends the sampling."""
         check_decoding(policy)
+        self._decoder, self.why_not_fused = decoder_of(policy)
         self._policy = policy
         self._config = config
         self._end_token_ids = torch.tensor(end_token_ids, device=policy.device)
@@ -59,8 +63,19 @@ class NativeSampler:
         self._may_stop = None if may_stop is None else may_stop.to(policy.device)
 
     def load_weights(self, policy: Policy) -> None:
-        """Draw from `policy`'s weights as they stand at each call."""
+        """Draw from `policy`'s weights as they stand."""
         self._policy = policy
+        self._decoder.load_weights(policy)
+
+    def describe(self) -> str:
+        """How tokens are decoded, and why, for people to read."""
+        if self.why_not_fused:
+            return f"sampling: decoded by the model's own layers ({self.why_not_fused})"
+        return "sampling: decoded by fused products, from a copy of the blocks' weights"
+
+    def layout_gap(self) -> float:
+        """As `grpo.sampling.invariance.layout_gap`, of this sampler's own decodes."""
+        return layout_gap(self._policy, self._config, decoder=self._decoder)
 
     def steer(self, steering: Steering | None) -> None:
         """Steer the policy that is drawn from; the trainer scores with the same module, so both are steered."""
@@ -81,7 +96,7 @@ class NativeSampler:
             limit = min(limit, len(waiting.queue))
         # A prefill for one row at a time would cost more than it fills: wait for a quarter of the rows.
         least_free = max(1, limit // 4)
-        rows = Rows(MIN_ROWS, config=self._config, policy=self._policy)
+        rows = Rows(MIN_ROWS, config=self._config, policy=self._policy, decoder=self._decoder)
         held: Prefix | None = None
         # A stop string is looked for in the text, which is here.
         look_steps = 1 if self._may_stop is not None else LOOK_STEPS.get(self._policy.device.type, 1)
@@ -152,20 +167,8 @@ def check_decoding(policy: Policy) -> None:
 
     Raises ConfigError where the logits differ or an architecture's own code fails: nothing is sampled wrongly."""
     name = type(base_of(policy.model)).__name__
-    context = max_positions(policy.model)
-    lengths = [length for length in CHECKED_TOKENS if context is None or length <= context]
-    prompts = [tuple((5 * i + 1) % policy.vocabulary for i in range(length)) for length in lengths]
-    entered: list[tuple[int, ...]] = []
     try:
-        rows = Rows(MIN_ROWS, config=SamplingConfig(max_completion_tokens=1), policy=policy)
-        requests = [Request(prompt_ids=prompt, keys=(0,), temperature=1.0) for prompt in prompts]
-        for batch in rows.prefill_batches(range(len(prompts)), requests, budget_tokens=MOST_CHECKED_TOKENS):
-            cache = rows.prefill([prompts[place][:-1] for place in batch])
-            for source, place in enumerate(batch):
-                rows.enter([0], requests[place], prefix=Prefix(request=place, cache=cache, source=source))
-                entered.append(prompts[place])
-        found = rows.logits()[: len(prompts)].float()  # [C, V]
-        expected = torch.cat([_last_logits(policy, prompt) for prompt in entered]).float()  # [C, V]
+        gap, spread = _decoding_gap(policy, ModelDecoder(policy))
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # whatever the code of any architecture raises
@@ -173,12 +176,48 @@ def check_decoding(policy: Policy) -> None:
             f"model: {name} cannot be decoded by the native sampler ({type(error).__name__}: {error}); take a model of "
             "another architecture"
         ) from error
-    gap, spread = float((found - expected).square().mean().sqrt()), float(expected.std())
     if not gap <= DECODING_TOLERANCE[policy.dtype] * spread:
         raise ConfigError(
             f"model: {name} is decoded wrongly by the native sampler (logits off by {gap:.2g}, where they spread by "
             f"{spread:.2g}); take a model of another architecture"
         )
+
+
+@torch.no_grad()
+def decoder_of(policy: Policy) -> tuple[Decoder, str]:
+    """Fused products where they are for this policy and decode what its model does; else its own layers, and why."""
+    why_not = why_not_fused(policy)
+    if why_not:
+        return ModelDecoder(policy), why_not
+    try:
+        fused = FusedDecoder(policy)
+        gap, spread = _decoding_gap(policy, fused)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # what another version of an architecture's code may lack
+        return ModelDecoder(policy), f"{type(error).__name__}: {error}"
+    if not gap <= DECODING_TOLERANCE[policy.dtype] * spread:
+        return ModelDecoder(policy), f"fused products: logits off by {gap:.2g}, where they spread by {spread:.2g}"
+    return fused, ""
+
+
+def _decoding_gap(policy: Policy, decoder: Decoder) -> tuple[float, float]:
+    """How far logits of rows of unequal length, decoded from the cache, are off the whole forward's, as a root of mean
+    squares, and how far those spread."""
+    context = max_positions(policy.model)
+    lengths = [length for length in CHECKED_TOKENS if context is None or length <= context]
+    prompts = [tuple((5 * i + 1) % policy.vocabulary for i in range(length)) for length in lengths]
+    entered: list[tuple[int, ...]] = []
+    rows = Rows(MIN_ROWS, config=SamplingConfig(max_completion_tokens=1), policy=policy, decoder=decoder)
+    requests = [Request(prompt_ids=prompt, keys=(0,), temperature=1.0) for prompt in prompts]
+    for batch in rows.prefill_batches(range(len(prompts)), requests, budget_tokens=MOST_CHECKED_TOKENS):
+        cache = rows.prefill([prompts[place][:-1] for place in batch])
+        for source, place in enumerate(batch):
+            rows.enter([0], requests[place], prefix=Prefix(request=place, cache=cache, source=source))
+            entered.append(prompts[place])
+    found = rows.logits()[: len(prompts)].float()  # [C, V]
+    expected = torch.cat([_last_logits(policy, prompt) for prompt in entered]).float()  # [C, V]
+    return float((found - expected).square().mean().sqrt()), float(expected.std())
 
 
 def _last_logits(policy: Policy, prompt: Sequence[int]) -> Tensor:

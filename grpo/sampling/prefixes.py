@@ -146,18 +146,28 @@ def _reading(banks: Sequence[PrefixBank]) -> Callable[..., tuple[Tensor, None]]:
         **options: Any,  # transformers' own, such as dropout, which is off
     ) -> tuple[Tensor, None]:
         rows, heads, _, size = query.shape
-        scale = size**-0.5 if scaling is None else scaling
         # A row has one query for each head; those that read the same keys lie side by side.
         packed = query.reshape(rows, key.shape[1], heads // key.shape[1], size)
-        own, total = attend(packed, key, value, scale=scale, causal=False, mask=attention_mask)
+        scale = size**-0.5 if scaling is None else scaling
         layer: Any = module.layer_idx
-        for bank in banks:
-            # A row sits in one bank at most: in the others its weight is 0.
-            read, of_prefix = bank.attend(packed, layer=layer, scale=scale)
-            own = own.lerp(read, _sigmoid(of_prefix - total).unsqueeze(-1).to(own.dtype))
-        return own.reshape(rows, 1, heads, own.shape[-1]), None
+        own, total = attend(packed, key, value, scale=scale, causal=False, mask=attention_mask)
+        read = with_prompts(banks, packed, own, total, layer=layer, scale=scale)
+        return read.reshape(rows, 1, heads, read.shape[-1]), None
 
     return attend_with_banks
+
+
+def with_prompts(
+    banks: Sequence[PrefixBank], query: Tensor, own: Tensor, total: Tensor, *, layer: int, scale: float
+) -> Tensor:
+    """What `query` [R, H', S, d] reads of its slot, `own`, merged with what it reads of its prompt in a bank.
+
+    `total` [R, H', S] is the log-sum-exp of the slot's scores. Of a row that has no prompt here, `own` to the bit."""
+    for bank in banks:
+        # A row sits in one bank at most: in the others its weight is 0.
+        read, of_prefix = bank.attend(query, layer=layer, scale=scale)
+        own = own.lerp(read, _sigmoid(of_prefix - total).unsqueeze(-1).to(own.dtype))
+    return own
 
 
 def states_of(layer: Any) -> tuple[Tensor, Tensor]:

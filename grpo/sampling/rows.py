@@ -27,9 +27,10 @@ from grpo.logprobs import tempered
 from grpo.model import base_of, max_positions
 from grpo.policy import Policy
 from grpo.sampling.cache import SlotCache
+from grpo.sampling.decoder import Decoder, Inputs, Masks
 from grpo.sampling.drawing import draw_tokens
 from grpo.sampling.noise import signed
-from grpo.sampling.prefixes import SHARED_TOKENS, attending, shares_prefixes
+from grpo.sampling.prefixes import SHARED_TOKENS, shares_prefixes
 from grpo.sampling.protocol import Completion, Request
 from grpo.sampling.restrict import kept_tokens
 from grpo.types import KeptSets, StopReason
@@ -37,7 +38,10 @@ from grpo.types import KeptSets, StopReason
 MIN_ROWS = 8
 WIDTH_STEP_TOKENS = 32
 LEAST_WIDTH_TOKENS = 64
-CAPACITY_STEP_TOKENS = 128
+SPARE_TOKENS = {"cpu": 0, "cuda": 128}
+"""Positions of a slot beyond the width of attention. A CPU reads keys twice as fast where nothing lies between those
+of one row and of the next, which is worth a copy each WIDTH_STEP_TOKENS decodes; a GPU's allocator would be left with
+pieces of every size."""
 SHORTEST_PREFILL_TOKENS = 16
 
 
@@ -53,9 +57,9 @@ class Prefix:
 class Rows:
     """The decode batch: per row where it is, what it has drawn, and whose it is. Tensors are [R]."""
 
-    def __init__(self, num_rows: int, *, config: SamplingConfig, policy: Policy) -> None:
-        """`num_rows` free rows, MIN_ROWS at least."""
-        self._policy, self._config = policy, config
+    def __init__(self, num_rows: int, *, config: SamplingConfig, policy: Policy, decoder: Decoder) -> None:
+        """`num_rows` free rows, MIN_ROWS at least, decoded by `decoder` with the policy's weights."""
+        self._policy, self._config, self._decoder = policy, config, decoder
         device = policy.device
         self.is_owned = torch.zeros(num_rows, dtype=torch.bool, device=device)  # has a rollout, if a finished one
         self.active = torch.zeros(num_rows, dtype=torch.bool, device=device)  # draws on
@@ -81,6 +85,7 @@ class Rows:
         self._window: int | None = getattr(model_config, "sliding_window", None)
         self._layer_types = set(getattr(model_config, "layer_types", None) or [])
         self._context_tokens = max_positions(policy.model)
+        self._spare_tokens = SPARE_TOKENS["cpu" if device.type == "cpu" else "cuda"]
         self._query_heads = int(model_config.num_attention_heads)
         self._shares_prefixes = shares_prefixes(policy)
 
@@ -160,18 +165,15 @@ class Rows:
         self._make_room(self._longest)
         width = _stepped(self._longest)  # W
         self._cache.write_at(self._length, width=width)
-        with attending(self._policy, self._cache.banks):
-            hidden = self._policy.hidden(
-                self._next_input.unsqueeze(1),
-                position_ids=(self._offset + self._length).unsqueeze(1),
-                attention_mask=self._attention_mask(width),
-                cache=self._cache,
-                # A row's first input is the prompt's last token: the policy chooses what follows and did not choose it.
-                steer_at=self._policy.steered_at(
-                    chooses=self.active.unsqueeze(1), chosen=(self.active & (self.num_drawn > 0)).unsqueeze(1)
-                ),
-            )[:, 0]  # [R, D]
-        return self._policy.head(hidden)
+        inputs = Inputs(
+            token_ids=self._next_input,
+            position_ids=self._offset + self._length,
+            # A row's first input is the prompt's last token: the policy chooses what follows and did not choose it.
+            steer_at=self._policy.steered_at(chooses=self.active, chosen=self.active & (self.num_drawn > 0)),
+            masks=self._masks(width),
+            cache=self._cache,
+        )
+        return self._policy.head(self._decoder.hidden(inputs))
 
     def draw(self, logits: Tensor) -> Tensor:
         """Draw one token for every active row from `logits` [R, V]; returns the tokens [R] (any in free rows)."""
@@ -229,6 +231,9 @@ class Rows:
     def narrow(self) -> None:
         """Forget the length of rows that have left: attention looks at no more than the longest row has."""
         self._longest = int(self._length.max())
+        capacity_tokens = _stepped(self._longest + 1) + self._spare_tokens
+        if self._cache is not None and not self._spare_tokens and capacity_tokens < self._cache.capacity_tokens:
+            self._cache.resize(capacity_tokens)
 
     def widen(self, num_rows: int) -> None:
         """Have `num_rows` rows at least."""
@@ -260,7 +265,7 @@ class Rows:
             self._cache = SlotCache(
                 prefix.cache,
                 num_rows=len(self._owner),
-                capacity_tokens=_stepped(in_slot + min(self._config.max_completion_tokens, CAPACITY_STEP_TOKENS) + 1),
+                capacity_tokens=_stepped(self._longest + 1) + self._spare_tokens,
                 query_heads=self._query_heads,
                 dtype=self._policy.dtype,
             )
@@ -319,9 +324,9 @@ class Rows:
     def _make_room(self, tokens: int) -> None:
         assert self._cache is not None
         if self._cache.capacity_tokens < _stepped(tokens):
-            self._cache.grow(_stepped(tokens) + CAPACITY_STEP_TOKENS)
+            self._cache.resize(_stepped(tokens) + self._spare_tokens)
 
-    def _attention_mask(self, width: int) -> Tensor | dict[str, Tensor]:
+    def _masks(self, width: int) -> Masks:
         """What each row's token sees, [R, 1, 1, W]: its own past, in sliding layers no more than a window of it."""
         at = torch.arange(width, device=self._length.device)  # [W]
         last = self._length.unsqueeze(1)  # [R, 1], the position being written
