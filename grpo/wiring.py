@@ -243,9 +243,10 @@ def _steering(
 ) -> tuple[Steerer | Unsteered, Applied | None]:
     """What steers the loop and the cold start. Other phases come before the vectors are there: they read no file."""
     seed, in_train = config.run.seed, config.steering
+    is_read = "train" in phases or ("eval" in phases and config.evaluation.steered)
     in_sft = None if config.sft is None else config.sft.steering
     return (
-        Unsteered() if in_train is None or "train" not in phases else Steerer.of(in_train, policy, seed=seed),
+        Unsteered() if in_train is None or not is_read else Steerer.of(in_train, policy, seed=seed),
         None if in_sft is None or "sft" not in phases else applied_to(policy, in_sft, seed=seed, field="sft.steering"),
     )
 
