@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from grpo.config import ChatConfig
 from grpo.errors import ConfigError, DataError
-from grpo.types import Problem
+from grpo.types import Message, Problem
 
 PLAIN_TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 """What style plain is, as a chat template."""
@@ -41,7 +41,10 @@ class Chat:
     def prompt_ids(self, problem: Problem) -> tuple[int, ...]:
         """The prompt in token ids, up to where the policy goes on. Encoded once for each problem."""
         if problem.id not in self._prompts:
-            self._prompts[problem.id] = self._encode(problem)
+            try:
+                self._prompts[problem.id] = self.conversation_ids(problem.messages)
+            except ValueError as error:
+                raise DataError(f"problem {problem.id}: {error}") from error
         return self._prompts[problem.id]
 
     def trace_ids(self, problem: Problem, completion: str) -> tuple[tuple[int, ...], tuple[bool, ...]]:
@@ -58,8 +61,9 @@ class Chat:
             ids.pop()
         return str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
-    def _encode(self, problem: Problem) -> tuple[int, ...]:
-        messages = [{"role": message.role, "content": message.content} for message in problem.messages]
+    def conversation_ids(self, conversation: Sequence[Message]) -> tuple[int, ...]:
+        """Messages in token ids, up to where the policy goes on. Raises ValueError for what cannot be a prompt."""
+        messages = [{"role": message.role, "content": message.content} for message in conversation]
         if self._config.system_prompt is not None and messages[0]["role"] != "system":
             messages.insert(0, {"role": "system", "content": self._config.system_prompt})
         if self._template is None:
@@ -71,9 +75,9 @@ class Chat:
                     messages, chat_template=self._template, add_generation_prompt=True, tokenize=True, return_dict=False
                 )
             except (TemplateError, TypeError, ValueError) as error:
-                raise DataError(f"problem {problem.id}: the chat template refuses its messages: {error}") from error
+                raise ValueError(f"the chat template refuses its messages: {error}") from error
         if not ids:
-            raise DataError(f"problem {problem.id}: its prompt is empty ({problem.prompt!r}); drop the row")
+            raise ValueError(f"its prompt is empty ({conversation[-1].content!r}); drop the row")
         return tuple(ids)
 
 

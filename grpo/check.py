@@ -17,13 +17,14 @@ from grpo.config import ModelConfig, RunConfig
 from grpo.data import load_problem_sets
 from grpo.distributed.deepspeed_config import resolved
 from grpo.distributed.world import BUCKET_ELEMENTS
-from grpo.errors import ConfigError, HubError
+from grpo.errors import ConfigError, DataError, HubError
 from grpo.evaluation_sets import load_sets
 from grpo.final_evaluation import check_names
 from grpo.folder import RunFolder
 from grpo.logprobs import CHUNK_ELEMENTS, CHUNK_OF_HEAD
 from grpo.model import Float32Head, base_of, load_tokenizer, max_positions, skeleton
 from grpo.optim import muon_names
+from grpo.persona.vectors import load as load_vectors
 from grpo.practice import needs_profile, reward_spec
 from grpo.recipe import phases_of, stages_of
 from grpo.types import Stage
@@ -85,6 +86,7 @@ def derived(config: RunConfig, *, num_ranks: int = 1) -> dict[str, object]:
     found: dict[str, object] = {"phases": ", ".join(phases_of(config)), "reward": reward.title}
     found |= _steps(config, longest_tokens=longest_tokens(config, context_tokens))
     found |= _model(config, sizes, num_ranks=num_ranks)
+    found |= _steering(config)
     return found | _problems(config, reward)
 
 
@@ -340,6 +342,32 @@ def _row(values: Iterable[int]) -> str:
     return "".join(f"{value / GIB:>10,.3f}" if value else f"{'-':>10}" for value in values)
 
 
+def _steering(config: RunConfig) -> dict[str, object]:
+    """What steers, from each file of vectors. One that is not there yet is "unknown": it is extracted on the way."""
+    sections = {"steering": config.steering, "sft.steering": None if config.sft is None else config.sft.steering}
+    found: dict[str, object] = {}
+    for field, applied in sections.items():
+        if applied is None:
+            continue
+        try:
+            vectors = load_vectors(Path(applied.vectors))
+        except DataError as error:
+            found[field] = f"unknown ({error})"
+            continue
+        blocks = [vectors.default_block] if applied.blocks is None else applied.blocks
+        try:
+            vectors.vectors(blocks, over=applied.over, increments=applied.increments)
+        except ConfigError as error:
+            raise ConfigError(f"{field}: {error}") from error
+        where = ", ".join(map(str, sorted(blocks)))
+        control = "a random direction for " if applied.random_control else ""
+        found[field] = (
+            f"{applied.kind} {applied.coefficient:g} times {control}{vectors.origin.trait} at block {where} of "
+            f"{vectors.origin.num_blocks}, {applied.positions}"
+        )
+    return found
+
+
 def _problems(config: RunConfig, reward: RewardSpec) -> dict[str, object]:
     try:
         sets = load_problem_sets(config.data, reward=reward, seed=config.run.seed)
@@ -362,7 +390,8 @@ def _problems(config: RunConfig, reward: RewardSpec) -> dict[str, object]:
             evaluated += len(problems)
     except HubError as error:
         found["problems of evaluation.sets"] = f"unknown ({error})"
-    policies, rollouts = len(config.evaluation.checkpoints), config.evaluation.rollouts_per_problem
+    policies = len(config.evaluation.checkpoints) * (2 if config.evaluation.steered else 1)
+    rollouts = config.evaluation.rollouts_per_problem
     found["rollouts of the evaluation"] = policies * evaluated * rollouts
     if config.evaluation.by_tier:
         found["rollouts of its tiers, at least"] = len(sets.heldout) * config.profile.first_rollouts

@@ -62,6 +62,7 @@ examples:
   grpo check configs/gsm8k_qwen3_0.6b.yaml --probe
   grpo export runs/gsm8k_qwen3_0.6b --checkpoint best --output exported
   grpo replay runs/gsm8k_qwen3_0.6b 120 3fa2 0
+  grpo talk runs/gsm8k_qwen3_0.6b --steer sycophancy=-1
   grpo score math_answer completions.jsonl
   grpo persona extract configs/persona_list_machine.yaml --trait upper_case
 """
@@ -170,6 +171,7 @@ def _parser() -> argparse.ArgumentParser:
         "overrides", nargs="*", metavar="section.key=value", help="fields that a resume may change, such as run.threads"
     )
     persona_cli.add(commands, add_config=_add_config)
+    _add_talk(commands.add_parser("talk", help="talk to a checkpoint in a terminal, steered if wished"))
     report = commands.add_parser("report", help="write one self-contained HTML file about a run")
     report.add_argument("run", type=Path, help="a run's folder, such as runs/quickstart")
     score = commands.add_parser(
@@ -189,6 +191,21 @@ def _add_init(command: argparse.ArgumentParser) -> None:
     for field, text in INIT_OPTIONS.items():
         command.add_argument(f"--{field.replace('_', '-')}", help=text)
     command.add_argument("--lora", action="store_true", help="train low-rank adapters instead of every weight")
+
+
+def _add_talk(talk: argparse.ArgumentParser) -> None:
+    talk.add_argument("folder", type=Path, help="a run's folder, or a model's such as export writes")
+    talk.add_argument("--checkpoint", help="start, cold_start, best, step_000100 or a path (the newest whole step)")
+    talk.add_argument(
+        "--steer",
+        nargs="+",
+        default=[],
+        metavar="TRAIT=FACTOR",
+        help="traits with vectors in the run's folder persona, or files of vectors",
+    )
+    talk.add_argument("--temperature", type=_positive(float), default=1.0, help="of the answers (1)")
+    talk.add_argument("--max-tokens", type=_positive(int), help="of an answer (sampling.max_completion_tokens)")
+    talk.add_argument("--seed", type=int, default=0, help="of the answers: the same lines get the same ones (0)")
 
 
 def _positive(kind: type[int] | type[float]) -> Callable[[str], int | float]:
@@ -344,6 +361,41 @@ def _export(arguments: argparse.Namespace) -> None:
     print(f"{source} is in {arguments.output}")
 
 
+def _talk(arguments: argparse.Namespace) -> None:
+    config = RunFolder(arguments.folder).config
+    device = load(config).run.device if config.is_file() else "auto"
+
+    def note(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    from grpo.distributed.world import device_of
+    from grpo.talk import Conversation, converse, speaker_of
+
+    speaker = speaker_of(arguments.folder, checkpoint_name=arguments.checkpoint, device=device_of(device), say=note)
+    conversation = Conversation(
+        speaker, temperature=arguments.temperature, seed=arguments.seed, limit_tokens=arguments.max_tokens
+    )
+    note(f"{speaker.name}, {conversation.steer(arguments.steer)}")
+    note(
+        "/help lists the commands"
+        if speaker.remembers
+        else "each line is a prompt of its own; /help lists the commands"
+    )
+    converse(conversation, _typed_lines(), say=lambda text: print(text, flush=True))
+
+
+def _typed_lines() -> Iterator[str]:
+    """Lines of standard input, with a prompt where a person types them."""
+    if not sys.stdin.isatty():
+        yield from sys.stdin
+        return
+    while True:
+        try:
+            yield input("> ")
+        except EOFError:
+            return
+
+
 def _replay(arguments: argparse.Namespace) -> None:
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise ConfigError("replay is for one process, whatever the number of ranks of the run; start it by itself")
@@ -396,6 +448,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "replay": _replay,
     "report": _report,
     "score": _score,
+    "talk": _talk,
 }
 
 

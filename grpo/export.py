@@ -50,8 +50,8 @@ def export(
     _check_command(config, output=output, form=form)
     if form == "adapter" and change is not None:
         raise ConfigError("--adapter: adapters alone do not hold a vector; leave out --steer, or take --merged")
-    source = _source(folder.checkpoints, checkpoint_name, say=say)
-    weights = _weights(source)
+    source = find_source(folder.checkpoints, checkpoint_name, say=say)
+    weights = read_weights(source)
     tokenizer = load_tokenizer(config.model)
     model = _with_weights(config, weights, tokenizer=tokenizer)
     chat = Chat(tokenizer, config.chat, end_token_ids=end_token_ids(model, tokenizer))
@@ -84,7 +84,7 @@ def _check_command(config: RunConfig, *, output: Path, form: Form | None) -> Non
         )
 
 
-def _source(checkpoints: Path, name: str | None, *, say: Callable[[str], None]) -> Path:
+def find_source(checkpoints: Path, name: str | None, *, say: Callable[[str], None]) -> Path:
     """The folder of the checkpoint that `name` names; tells of newer ones that are torn."""
     if name is None:
         newest, faults = checkpoint.newest_whole(checkpoints)
@@ -111,13 +111,14 @@ def _others(checkpoints: Path) -> str:
     return f"--checkpoint takes {', '.join(names)}" if names else "the run has saved none yet"
 
 
-def _weights(source: Path) -> dict[str, Tensor]:
+def read_weights(source: Path) -> dict[str, Tensor]:
+    """Those of the checkpoint `source`, on the CPU. Raises CheckpointError where it is not whole, or is gone."""
     try:
         weights, _, _ = checkpoint.load(source, device=CPU)
     except FileNotFoundError as error:
         raise CheckpointError(
             f"{source}: was deleted while it was read, since its run goes on and keeps checkpoint.keep_last alone; "
-            "export again"
+            "try again"
         ) from error
     return weights
 

@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,15 @@ from grpo.evaluation import Groupings, ProblemScore, by_column, compare, evaluat
 from grpo.evaluation_sets import judge_of
 from grpo.fingerprints import judge_print
 from grpo.folder import RunFolder, named_disk_errors, write_json
+from grpo.persona.applied import switched
+from grpo.persona.steerer import Steerer
 from grpo.practice import first_temperature
 from grpo.starts import CPU, Run, load_start, newest_checkpoint, profile_policy
+from grpo.steering import Steering
 from grpo.tracking.evaluations import in_order
 
+STEERED = "_steered"
+"""Ends the name of a policy that was scored under the section steering."""
 NOT_TIERED = "without a tier"
 PHASE_OF_TIERS = "evaluation profile"
 """Of the noise key of the rollouts that sort held-out problems into tiers: no score is made of them."""
@@ -37,11 +42,13 @@ class Evaluated:
     path: Path | None
     step: int
     policy: str  # the checksum of its weights
+    is_steered: bool = False
 
 
 def run_eval(run: Run) -> None:
     """Evaluate each of evaluation.checkpoints on each set, one file in evals/ a policy."""
     policies = find_policies(run)
+    policies += [_steered(run, policy) for policy in policies if run.config.evaluation.steered]
     run.folder.mark("eval", finished=False)
     groupings = _groupings(run)
     recorded = [_recorded(run, policy) for policy in policies]
@@ -59,6 +66,7 @@ def is_evaluated(run: Run) -> bool:
 
     Whether a policy is still the one that was scored is not asked: training that goes on takes the phase's mark."""
     names = [file_name(name) for name in run.config.evaluation.checkpoints]
+    names += [name + STEERED for name in names if run.config.evaluation.steered]
     files = [run.folder.evals / f"{name}.json" for name in names]
     if not all(file.is_file() for file in files):
         return False
@@ -196,6 +204,19 @@ def _path(run: Run, name: str, newest: Path | None, field: str) -> Path | None:
     return path
 
 
+def _steered(run: Run, policy: Evaluated) -> Evaluated:
+    """The policy as it acts under the section steering: another one, with a file of its own."""
+    steering = _steering(run)
+    vectors = {block: vector.tolist() for block, vector in steering.vectors.items()}
+    how = _digest(json.dumps([vectors, steering.coefficient, steering.kind, steering.positions]).encode())
+    return replace(policy, name=policy.name + STEERED, policy=f"{policy.policy}, steered {how}", is_steered=True)
+
+
+def _steering(run: Run) -> Steering:
+    assert isinstance(run.steerer, Steerer)  # evaluation.steered has the section read
+    return run.steerer.steering_of_evaluation()
+
+
 def _best(run: Run) -> Path | None:
     """The best policy's checkpoint, where it is whole; says where it is not."""
     found = sorted(run.folder.checkpoints.glob("best_*"))
@@ -279,17 +300,18 @@ def _evaluate(run: Run, policy: Evaluated, report: dict[str, Any], *, groupings:
         if number == 0:
             load_policy(run, policy)
         judge = judge_of(run.config, name)
-        result = evaluate(
-            run.rollouts,
-            run.sets[name],
-            num_rollouts=config.rollouts_per_problem,
-            temperature=config.temperature,
-            k=config.k,
-            max_error_fraction=judge.max_error_fraction,
-            success_threshold=judge.success_threshold,
-            groupings=groupings[name],
-            place=f"evaluation of {policy.name} on {name}",
-        )
+        with switched(run.rollouts.steer, _steering(run) if policy.is_steered else None):
+            result = evaluate(
+                run.rollouts,
+                run.sets[name],
+                num_rollouts=config.rollouts_per_problem,
+                temperature=config.temperature,
+                k=config.k,
+                max_error_fraction=judge.max_error_fraction,
+                success_threshold=judge.success_threshold,
+                groupings=groupings[name],
+                place=f"evaluation of {policy.name} on {name}",
+            )
         report["temperature"] = result.temperature
         report["sets"][name] = result.report() | {"rests_on": wanted[name]}
         names = dict.fromkeys([*run.sets, *report["sets"]])

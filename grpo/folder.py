@@ -281,24 +281,28 @@ def fields_of(config: RunConfig) -> dict[Phase, tuple[str, ...]]:
 
 
 def _fingerprint(config: RunConfig, problem_ids: Mapping[str, Sequence[str]]) -> dict[str, str]:
-    """The config's own, and a short hash of the problem ids of each source and of the content of each vectors' file.
-
-    Whoever needs a file that is not there says so: a cold start runs before the vectors that steer the loop exist."""
+    """The config's own, and a short hash of the problem ids of each source and of the content of each vectors' file."""
     ids = {
         f"{source}{PROBLEM_IDS}": hashlib.blake2b("\n".join(of_source).encode(), digest_size=8).hexdigest()
         for source, of_source in problem_ids.items()
     }
+    return fingerprint(config) | ids | {f"{field}{CONTENT}": content for field, content in contents_of(config).items()}
+
+
+def contents_of(config: RunConfig) -> dict[str, str]:
+    """A short hash of the content of each file of vectors that the config names, by field.
+
+    Of those that are there: a cold start runs before the vectors that steer the loop, and who needs them says so."""
     files: dict[str, AppliedVectors | WatchConfig | None] = {
         "steering.vectors": config.steering,
         "sft.steering.vectors": None if config.sft is None else config.sft.steering,
         **{f"persona.watch.{index}.vectors": watched for index, watched in enumerate(config.persona.watch)},
     }
-    contents = {
-        f"{field}{CONTENT}": hashlib.blake2b(Path(of.vectors).read_bytes(), digest_size=8).hexdigest()
+    return {
+        field: hashlib.blake2b(Path(of.vectors).read_bytes(), digest_size=8).hexdigest()
         for field, of in files.items()
         if of is not None and Path(of.vectors).is_file()
     }
-    return fingerprint(config) | ids | contents
 
 
 def write_text(path: Path, text: str) -> None:

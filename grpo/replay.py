@@ -160,11 +160,11 @@ def lines(replayed: Replayed) -> Iterator[str]:
         yield "drawn by     the profile: the step took its group up, and so does this one, from the profile's store"
     yield from _block("prompt", replayed.prompt)
     yield from _block(f"completion, {row['num_tokens']} tokens, ended by {row['stop_reason']}", _marked(replayed))
-    yield f"answer       {_safe(row['answer'])}"
+    yield f"answer       {printable(row['answer'])}"
     yield f"reward       {row['reward']} ({row['status']})"
     yield f"parts        {json.dumps(row['parts'])}"
     if row["detail"]:
-        yield f"detail       {_safe(row['detail'])}"
+        yield f"detail       {printable(row['detail'])}"
     yield f"{'token':>7}  {'id':>7}  {'log-prob':>12}  text"
     for number, (token, logprob) in enumerate(zip(row["token_ids"], row["logprobs"], strict=True), start=1):
         yield f"{number:>7}  {_token(token, logprob, chat=replayed.chat)}"
@@ -192,7 +192,7 @@ def _comparison(replayed: Replayed) -> Iterator[str]:
     if recorded["detail"] != row["detail"]:
         other.append("detail")
     for name in other:
-        yield f"  {name}: recorded {_safe(str(recorded[name]))}, drawn again {_safe(str(row[name]))}"
+        yield f"  {name}: recorded {printable(str(recorded[name]))}, drawn again {printable(str(row[name]))}"
     if not set(other) & {"reward", "status", "parts"}:
         yield "  reward the same"
 
@@ -317,9 +317,9 @@ def _decoded(chat: Chat, ids: Sequence[int]) -> str:
 
 def _block(title: str, text: str) -> Iterator[str]:
     yield title
-    yield from (f"  {line}" for line in _safe(text).split("\n"))
+    yield from (f"  {line}" for line in printable(text).split("\n"))
 
 
-def _safe(text: str) -> str:
+def printable(text: str) -> str:
     """The text without what a terminal would obey: a policy writes whatever it likes."""
     return "".join(char if char.isprintable() or char in "\n\t" else repr(char)[1:-1] for char in text)

@@ -23,7 +23,7 @@ from grpo.distributed.world import World
 from grpo.errors import ConfigError, DataError, Interrupted
 from grpo.evaluation_sets import load_sets, num_practised
 from grpo.final_evaluation import check_names
-from grpo.folder import Phase, RunFolder, Start
+from grpo.folder import Phase, RunFolder, Start, contents_of
 from grpo.model import end_token_ids, initial_model, load_model, load_tokenizer, max_positions
 from grpo.persona.applied import Applied, applied_to
 from grpo.persona.steerer import Steerer, Unsteered
@@ -91,7 +91,8 @@ def opened(
             check_names(config, RunFolder.followed(config, rank=0), is_fresh=start == "fresh")
         if config.profile.folder is not None:
             check_store_folder(Path(config.profile.folder))
-    _check_alike(world, {"config": config.model_dump(mode="json"), "rows": rows.problem_ids})
+    own = {"config": config.model_dump(mode="json"), "rows": rows.problem_ids, "content": contents_of(config)}
+    _check_alike(world, own)
     parts = _parts(config, rows, phases=phases, world=world, console=console, must_stop=must_stop)
     with ExitStack() as stack:
         folder = stack.enter_context(_folder(config, world, problem_ids=rows.problem_ids, start=start, phases=phases))
@@ -244,9 +245,10 @@ def _steering(
 ) -> tuple[Steerer | Unsteered, Applied | None]:
     """What steers the loop and the cold start. Other phases come before the vectors are there: they read no file."""
     seed, in_train = config.run.seed, config.steering
+    is_read = "train" in phases or ("eval" in phases and config.evaluation.steered)
     in_sft = None if config.sft is None else config.sft.steering
     return (
-        Unsteered() if in_train is None or "train" not in phases else Steerer.of(in_train, policy, seed=seed),
+        Unsteered() if in_train is None or not is_read else Steerer.of(in_train, policy, seed=seed),
         None if in_sft is None or "sft" not in phases else applied_to(policy, in_sft, seed=seed, field="sft.steering"),
     )
 
@@ -340,7 +342,7 @@ def _check_alike(world: World, own: Mapping[str, Mapping[str, object]]) -> None:
         if differing:
             raise ConfigError(
                 f"rank {rank} has not what rank 0 has ({_listed(differing)}); give every node the same YAML file, "
-                "overrides, rows and model"
+                "overrides, rows, files and model"
             )
 
 

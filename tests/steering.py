@@ -32,6 +32,7 @@ def save_vectors(
     fields: dict[str, Any] = {
         "trait": TRAIT,
         "description": "Shouts.",
+        "definition": {},
         "policy": found.content,
         "family": found.family,
         "model_type": text.model_type,

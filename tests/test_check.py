@@ -18,6 +18,7 @@ from grpo.optim import Optimizer
 from grpo.probe import Probe, probe
 from tests.conftest import ARCHITECTURES, SHARED_DATA, tiny_config
 from tests.runs import FIELDS, grpo, small_run_config, small_run_file
+from tests.steering import save_vectors
 
 UNIFORM = {"curriculum": {"kind": "uniform", "max_refill_waves": 2}, "sft": None}
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -289,6 +290,25 @@ def test_the_command_prints_each_number_on_a_line_and_makes_nothing(tmp_path, ca
     lines = capsys.readouterr().out.splitlines()
     assert any(line.split() == ["stage", "moderate:", "rollouts", "a", "step", "4,000"] for line in lines)
     assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
+
+
+def test_what_steers_is_told_and_a_file_that_is_not_there_yet_is_unknown(tmp_path):
+    steering = {"vectors": str(tmp_path / "v.safetensors"), "coefficient": -1.5}
+    fields = {"steering": steering, "profile.reuse_steps": 0, "evaluation.steered": True}
+    config = small_run_config(
+        tmp_path, **fields, **{"sft.steering": steering | {"blocks": [0], "random_control": True}}
+    )
+    found = derived(config)
+    assert str(found["steering"]).startswith("unknown (")
+    assert "no such file; make it with `grpo persona extract`" in str(found["steering"])
+    save_vectors(tmp_path / "v.safetensors", config)
+    found = derived(config)
+    assert found["steering"] == "add -1.5 times loud at block 1 of 2, choosing"
+    assert found["sft.steering"] == "add -1.5 times a random direction for loud at block 0 of 2, choosing"
+    assert found["rollouts of the evaluation"] == 2 * 2 * 12 * 4
+    wrong = config.model_copy(update={"steering": config.steering.model_copy(update={"blocks": [5]})})
+    with pytest.raises(ConfigError, match="steering: block 5: the vectors of loud are of blocks 0 to 1"):
+        derived(wrong)
 
 
 def test_the_command_prints_the_schema_without_a_config(capsys):

@@ -247,6 +247,16 @@ def test_the_policy_that_is_compared_is_the_one_that_training_starts_from(tmp_pa
         run_train(run)
 
 
+def test_a_rank_that_reads_another_file_of_vectors_is_refused(tmp_path, monkeypatch):
+    name = "content: steering.vectors"
+    monkeypatch.setattr(World, "gather", lambda self, own: [own, own | {name: "other"}] if name in own else [own])
+    with (
+        pytest.raises(ConfigError, match=rf"rank 1 has not what rank 0 has \({name}\)"),
+        opened_run(config_of(tmp_path)),
+    ):
+        pass
+
+
 # --- the control ------------------------------------------------------------------------------------------------------
 
 

@@ -51,6 +51,9 @@ class EvaluationConfig(Section):
     as step_000100, or the path of a checkpoint. Each is compared with the first, problem by problem."""
     patience: int | None = Field(None, ge=1)
     """Evaluations without a better pass@1 after which the run stops early; null never does."""
+    steered: bool = False
+    """Score each policy of the final evaluation a second time, as NAME_steered: under the vectors and the coefficient
+    of the section steering, whatever a schedule made of it."""
     by_column: str | None = None
     """A column of the held-out rows by whose values the tables are split."""
     by_tier: bool = False
@@ -175,6 +178,8 @@ class RunConfig(Section):
             )
         else:
             self._check_steering(self.steering)
+        if self.steering is None and self.evaluation.steered:
+            raise ValueError("evaluation.steered = true, and there is no section steering to say how; add it")
         return self
 
     def _check_stages(self) -> None:

@@ -126,7 +126,7 @@ def opened(device: str, *, watchdog_seconds: float) -> Iterator[World]:
     the end of a run of which another rank failed first."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     rank, local_rank = int(os.environ.get("RANK", "0")), int(os.environ.get("LOCAL_RANK", "0"))
-    own = _device(device, local_rank=local_rank)
+    own = device_of(device, local_rank=local_rank)
     if own.type == "cpu":
         # DeepSpeed, which accelerate imports where it is installed, would look for a GPU and warn that it found none.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -161,7 +161,7 @@ def _join(device: torch.device, *, seconds: float, rank: int, size: int) -> None
         ) from error
 
 
-def _device(name: str, *, local_rank: int) -> torch.device:
+def device_of(name: str, *, local_rank: int = 0) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError("run.device = 'cuda', but torch finds no GPU; install a CUDA build of torch, or set auto")
     if name == "cpu" or not torch.cuda.is_available():

@@ -20,6 +20,7 @@ class Steerer:
 
     def __init__(self, applied: Applied, config: SteeringConfig, *, coefficient: Coefficient) -> None:
         self._applied, self._config, self._coefficient = applied, config, coefficient
+        self._in_file = applied
 
     @classmethod
     def of(cls, config: SteeringConfig, policy: Policy, *, seed: int) -> "Steerer":
@@ -38,6 +39,10 @@ class Steerer:
     def steering_of_training(self, step: int, stage: str) -> Steering | None:
         """What the updates of step `step` score and train under."""
         return None if self._config.mode == "sample_only" else self._steering(step, stage)
+
+    def steering_of_evaluation(self) -> Steering:
+        """What evaluation.steered scores policies under: the config's own coefficient, and the vectors of its file."""
+        return self._in_file.at(self._config.coefficient)
 
     @property
     def trait(self) -> str:
