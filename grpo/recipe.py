@@ -21,7 +21,7 @@ from grpo.final_evaluation import is_evaluated, run_eval
 from grpo.folder import Phase, named_disk_errors, write_json
 from grpo.manifest import MANIFEST_FILE, by_tier, read_manifest
 from grpo.persona.steerer import Steerer
-from grpo.persona.traits import load_trait
+from grpo.persona.traits import Trait
 from grpo.persona.vectors import PersonaVectors
 from grpo.persona.watching import Watching
 from grpo.persona_commands.extract import extract
@@ -364,9 +364,7 @@ def _validation(run: Run, *, num_rollouts: int) -> Evaluation:
     )
 
 
-def _reextract(run: Run, source: str, step: int) -> tuple[PersonaVectors, int]:
+def _reextract(run: Run, trait: Trait, step: int) -> tuple[PersonaVectors, int]:
     """A trait's vectors with the policy as it stands after `step` steps, and the tokens drawn for them."""
-    found = extract(
-        run, load_trait(source), checkpoint=checkpoint.step_path(run.folder.checkpoints, step).name, step=step
-    )
+    found = extract(run, trait, checkpoint=checkpoint.step_path(run.folder.checkpoints, step).name, step=step)
     return found, found.origin.num_tokens

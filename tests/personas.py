@@ -18,12 +18,20 @@ def broken(completion, problem):
 """
 
 
-def made_vectors(*, trait: str = "ones", seed: int = 0, num_blocks: int = 2, hidden_size: int = 32) -> PersonaVectors:
+def made_vectors(
+    *,
+    trait: str = "ones",
+    seed: int = 0,
+    num_blocks: int = 2,
+    hidden_size: int = 32,
+    definition: dict[str, Any] | None = None,
+) -> PersonaVectors:
     """Vectors of standard normal numbers at every block."""
     noise = torch.Generator().manual_seed(seed)
     origin = Origin(
         trait=trait,
         description="shows the digit 1",
+        definition=definition or {"name": trait},
         policy="of no weights",
         family="of no weights",
         model_type="llama",

@@ -2,8 +2,10 @@
 
 import json
 import math
+import random
 from collections.abc import Callable
 from pathlib import Path
+from statistics import pstdev
 from typing import Any
 
 import pytest
@@ -64,7 +66,24 @@ def test_each_kind_raises_and_lowers_for_its_own_reason_by_its_own_gains(kind, m
 
 def test_a_projection_is_followed_by_its_change_as_well():
     # 0.02 · 0.05 + 2 · (0.05 - 0.02), after 0.02 · 0.02
-    assert told(followed("projection"), "projection", 0.02, 0.05) == pytest.approx([1.0004, 1.0614])
+    coefficient = followed("projection", average_steps=1)
+    assert told(coefficient, "projection", 0.02, 0.05) == pytest.approx([1.0004, 1.0614])
+
+
+def test_a_measure_is_averaged_over_the_steps_that_are_asked_for_and_evenly_until_there_are_as_many():
+    # Means 0.4, (0.4 + 0.8) / 2, 0.6 + (0.2 - 0.6) / 2 against 0.98, by 0.3 each
+    coefficient = followed("trait", average_steps=2, max_change=1.0)
+    assert told(coefficient, "trait", 0.4, 0.8, 0.2) == pytest.approx([1.174, 1.288, 1.462])
+    assert coefficient.state_dict()["average"] == pytest.approx(0.4)
+
+
+def test_noise_from_step_to_step_moves_a_projections_coefficient_little():
+    noise = random.Random(0)
+    measured = [noise.gauss(0.0, 0.3) for _ in range(200)]
+    values = told(followed("projection"), "projection", *measured)
+    unaveraged = told(followed("projection", average_steps=1), "projection", *measured)
+    spread, of_unaveraged = pstdev(values[20:]), pstdev(unaveraged[20:])
+    assert spread < 0.2 < of_unaveraged
 
 
 @pytest.mark.parametrize(("kind", "measured"), [("trait", 0.5), ("projection", 0.05)])
@@ -95,10 +114,10 @@ def test_a_step_without_the_measure_moves_nothing_and_is_forgotten():
 
 def test_a_resume_goes_on_bit_for_bit_from_any_step():
     measured = [0.91, 0.3, 1 / 3, 0.99, 0.7, 0.123456789]
-    whole = followed("trait", proportional=0.3)
+    whole = followed("trait", proportional=0.3, average_steps=3)
     expected = told(whole, "trait", *measured)
     for stop in range(len(measured)):
-        before, after = (followed("trait", proportional=0.3) for _ in range(2))
+        before, after = (followed("trait", proportional=0.3, average_steps=3) for _ in range(2))
         told(before, "trait", *measured[:stop])
         after.load_state_dict(json.loads(json.dumps(before.state_dict())))
         assert told(after, "trait", *measured[stop:]) == expected[stop:]

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from pydantic import ValidationError
 from torch import Tensor
 
@@ -19,6 +18,7 @@ from grpo.errors import ConfigError, DivergenceError, RewardError, RunFolderErro
 from grpo.persona.applied import Applied
 from grpo.persona.coefficient import Scheduled
 from grpo.persona.steerer import Steerer
+from grpo.persona.traits import Trait, load_trait
 from grpo.persona.vectors import PersonaVectors
 from grpo.persona.watch_measuring import Measuring, measured_places
 from grpo.persona.watched import NUM_RANDOM, Directions, WatchedTrait, check_steered, load_watched, of_rollouts
@@ -66,11 +66,13 @@ def config_of(folder: Path, *watch: WatchConfig) -> RunConfig:
 def watched_trait(name: str = "ones", *, block: int = 1, seed: int = 0) -> WatchedTrait:
     of = made_vectors(trait=name, seed=seed)
     direction = of.of["response"][block] / of.of["response"][block].norm()
-    return WatchedTrait(name=name, source=name, block=block, over="response", vectors=of, first=direction, scorer=None)
+    return WatchedTrait(
+        name=name, block=block, over="response", vectors=of, first=direction, definition=None, scorer=None
+    )
 
 
-def nothing_to_extract(source: str, step: int) -> tuple[PersonaVectors, int]:
-    raise AssertionError(f"{source} was not to be extracted at step {step}")
+def nothing_to_extract(trait: Trait, step: int) -> tuple[PersonaVectors, int]:
+    raise AssertionError(f"{trait.name} was not to be extracted at step {step}")
 
 
 def watching_of(*traits: WatchedTrait, policy: Policy | None = None, folder: Path = Path(), **options: Any) -> Watching:
@@ -242,7 +244,7 @@ def test_traits_at_one_block_have_columns_of_their_own_and_random_ones_in_common
     [
         ({"vectors": "absent.safetensors"}, "no such file"),
         ({"block": 2}, "persona.watch.0: block 2: the vectors of ones are of blocks 0 to 1"),
-        ({"measure": True}, "persona.watch.0|no such trait is shipped"),
+        ({"measure": True, "trait": "absent"}, "trait 'absent': no such trait is shipped"),
         ({"measure": True, "trait": "other.yaml"}, "the vectors are of the trait ones, and .*other.yaml is other"),
     ],
 )
@@ -470,11 +472,12 @@ def test_vectors_that_are_extracted_again_are_watched_and_billed_and_outlive_a_r
     options: dict[str, Any] = {
         "config": {"reextract_every_steps": 4},
         "folder": tmp_path,
-        "reextract": lambda source, step: (newest, 70),
+        "reextract": lambda trait, step: (newest, 70),
         "on_event": lambda *event: events.append(event),
         "on_vectors": given.append,
     }
-    policy, trait = tiny_policy("llama"), watched_trait()
+    definition = load_trait(str(trait_file(tmp_path)))
+    policy, trait = tiny_policy("llama"), replace(watched_trait(), definition=definition)
     watching = watching_of(trait, policy=policy, **options)
     assert watching.renew(3) == {}
     metrics = watching.renew(4)
@@ -528,9 +531,7 @@ def test_steering_by_newest_vectors_needs_its_trait_to_be_watched(tmp_path):
 
 
 def test_a_run_extracts_again_with_the_policy_as_it_stands_and_goes_on_from_the_files(tmp_path):
-    trait = tmp_path / "planted.yaml"
-    trait.write_text(yaml.safe_dump(PLANTED), encoding="utf-8")
-    watch = {"vectors": str(vectors_file(tmp_path, trait="planted")), "trait": str(trait)}
+    watch = {"vectors": str(vectors_file(tmp_path, trait="planted", definition=PLANTED))}
     persona = {"watch": [watch], "reextract_every_steps": 2, "rollouts_per_question": 2, "min_pairs": 2}
     config = small_run_config(tmp_path / "whole", **PRACTICE, persona=persona, **{"train.steps": 5})
     with opened_run(config) as run:

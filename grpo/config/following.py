@@ -9,6 +9,7 @@ from grpo.config.base import Section
 TARGETS = {"variance": 0.01, "trait": 0.98, "projection": 0.0}
 PROPORTIONAL = {"variance": 0.0, "trait": 0.0, "projection": 2.0}
 INTEGRAL = {"variance": 0.3, "trait": 0.3, "projection": 0.02}
+AVERAGED = {"variance": 1, "trait": 1, "projection": 10}
 LARGEST_VARIANCE = 0.25
 """Of a score between 0 and 1."""
 
@@ -30,6 +31,9 @@ class FollowConfig(Section):
     of variances in units of the largest, 0.25, and of drifts in spreads."""
     integral: float | None = Field(None, ge=0)
     """Change in each step for an error of 1; null takes 0.3, and 0.02 for projection."""
+    average_steps: int | None = Field(None, ge=1)
+    """Steps over which the measure is averaged before it is compared, the newest counting most; null takes 1, and 10
+    for projection, which differs from step to step by the problems that are practised."""
     max_change: float = Field(0.1, gt=0)
     """Largest change in a step."""
     minimum: float = Field(0.0, ge=0)
@@ -49,6 +53,11 @@ class FollowConfig(Section):
             PROPORTIONAL[self.kind] if self.proportional is None else self.proportional,
             INTEGRAL[self.kind] if self.integral is None else self.integral,
         )
+
+    @property
+    def averaged(self) -> int:
+        """The steps that are averaged over, whether they are written down or the kind's own."""
+        return AVERAGED[self.kind] if self.average_steps is None else self.average_steps
 
     @model_validator(mode="after")
     def _can_be_held(self) -> Self:

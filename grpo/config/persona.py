@@ -20,8 +20,8 @@ class WatchConfig(Section):
     over: Literal["response", "prompt", "last_prompt"] = "response"
     """What the vector is a difference of means over: completion tokens, prompt tokens or the last prompt token."""
     trait: str | None = None
-    """The trait's YAML file, or the name of a shipped trait; null takes the shipped one that the vectors are of. Read
-    where the trait is measured or extracted again."""
+    """The trait's YAML file, or the name of a shipped trait; null takes the trait as it was when the vectors were
+    extracted. Read where the trait is measured or extracted again."""
     measure: bool = False
     """Score the step's completions for the trait with the trait's own scorer."""
 

@@ -4,7 +4,8 @@ With e the error, in the units that `error_of` says, and m the coefficient over 
 
     m ← clip(m + clip(K_p · (e − e') + K_i · e, ±max_change), minimum, maximum)
 
-after each step whose measure is there, where e' is the error of the last such step: a controller of proportional and
+after each step whose measure is there, where e' is the error of the last such step and e that of the measure's running
+mean, x̄ ← x̄ + (x − x̄) / min(n, average_steps) in the n-th such step: a controller of proportional and
 integral action in its incremental form (Åström and Hägglund 1995, PID Controllers, chapter 3). What
 it has summed up is m itself, and m is within its bounds, so nothing winds up while it lies at one. The laws and their
 gains are ours: the papers on persona vectors have fixed coefficients."""
@@ -27,6 +28,7 @@ class Followed:
         self._first, self._config = first, config
         self._measure = f"persona/{trait}/{MEASURES[config.kind]}"
         self._factor = 1.0  # m
+        self._average, self._num_observed = 0.0, 0
         self._last_error: float | None = None
 
     def value(self, step: int) -> float:
@@ -39,7 +41,9 @@ class Followed:
         if not math.isfinite(measured):
             return
         config = self._config
-        error = error_of(config, measured, first=self._first)
+        self._num_observed += 1
+        self._average += (measured - self._average) / min(self._num_observed, config.averaged)
+        error = error_of(config, self._average, first=self._first)
         before = error if self._last_error is None else self._last_error
         proportional, integral = config.gains
         change = proportional * (error - before) + integral * error
@@ -48,12 +52,18 @@ class Followed:
         self._last_error = error
 
     def state_dict(self) -> dict[str, Any]:
-        """The factor, and the error of the last step that had one."""
-        return {"factor": self._factor, "last_error": self._last_error}
+        """The factor, the running mean, and the error of the last step that had one."""
+        return {
+            "factor": self._factor,
+            "average": self._average,
+            "num_observed": self._num_observed,
+            "last_error": self._last_error,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """What `state_dict` gave."""
         self._factor, self._last_error = state["factor"], state["last_error"]
+        self._average, self._num_observed = state["average"], state["num_observed"]
 
 
 def error_of(config: FollowConfig, measured: float, *, first: float) -> float:

@@ -17,7 +17,7 @@ from grpo.batch import MicroBatch
 from grpo.config import FollowConfig, RunConfig, WatchConfig
 from grpo.errors import ConfigError
 from grpo.persona.asking import judge_of, spec_of
-from grpo.persona.traits import load_trait
+from grpo.persona.traits import Trait, load_trait
 from grpo.persona.vectors import Over, PersonaVectors, load, random_like
 from grpo.policy import Policy
 from grpo.steering import Watched
@@ -34,11 +34,11 @@ class WatchedTrait:
     Drift is along `first`, the direction of the file, for as long as the run lasts; `direction` is the newest one."""
 
     name: str  # of its metrics
-    source: str  # of the trait: a file, or a shipped one's name
     block: int
     over: Over
     vectors: PersonaVectors  # the newest ones
     first: Tensor  # [D], unit
+    definition: Trait | None  # None: nothing asks for it
     scorer: RewardSpec | None  # None: the trait is not measured
 
     @property
@@ -172,22 +172,33 @@ def _loaded(
         direction = unit_direction(of, block=block, over=watched.over)
     except ConfigError as error:
         raise ConfigError(f"{place}: {error}") from error
-    source = origin.trait if watched.trait is None else watched.trait
-    scorer = None
+    scorer, definition = None, None
     if watched.measure or config.persona.reextract_every_steps is not None:
-        trait = load_trait(source)
-        if trait.name != origin.trait:
-            raise ConfigError(f"{place}: the vectors are of the trait {origin.trait}, and {source} is {trait.name}")
-        scorer = spec_of(judge_of(trait.model_copy(update={"coherence": None}), config)) if watched.measure else None
+        definition = _definition(watched, of, place=place)
+        judged = definition.model_copy(update={"coherence": None})
+        scorer = spec_of(judge_of(judged, config)) if watched.measure else None
     return WatchedTrait(
         name=watched.name or origin.trait,
-        source=source,
         block=block,
         over=watched.over,
         vectors=of,
         first=direction,
+        definition=definition,
         scorer=scorer,
     )
+
+
+def _definition(watched: WatchConfig, of: PersonaVectors, *, place: str) -> Trait:
+    """The trait of the config's file, or as it was when the vectors were extracted."""
+    if watched.trait is None:
+        return Trait.model_validate(of.origin.definition)
+    trait = load_trait(watched.trait)
+    if trait.name != of.origin.trait:
+        raise ConfigError(
+            f"{place}: the vectors are of the trait {of.origin.trait}, and {watched.trait} is {trait.name}; name the "
+            "trait that they are of, or leave trait out"
+        )
+    return trait
 
 
 def _random_directions(like: Tensor, *, block: int, seed: int) -> list[Tensor]:

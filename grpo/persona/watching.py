@@ -18,6 +18,7 @@ from grpo.batch import MicroBatch, TrainedRollout
 from grpo.config import PersonaConfig
 from grpo.distributed.world import World
 from grpo.errors import DivergenceError
+from grpo.persona.traits import Trait
 from grpo.persona.vectors import PersonaVectors, load, save
 from grpo.persona.watch_measuring import Asked, Measuring, measured_places
 from grpo.persona.watched import Directions, WatchedTrait, of_rollouts
@@ -31,9 +32,8 @@ NEWEST, FIRST, RANDOM = 0, 1, slice(2, None)
 """Columns of a trait: along its newest direction, its first one, and random ones."""
 
 
-Reextract = Callable[[str, int], tuple[PersonaVectors, int]]
-"""Extracts the trait of a source, a file or a shipped one's name, with the policy as it stands after so many steps;
-returns the tokens that were drawn for it too."""
+Reextract = Callable[[Trait, int], tuple[PersonaVectors, int]]
+"""Extracts a trait with the policy as it stands after so many steps; returns the tokens that were drawn for it too."""
 
 
 class _Row(NamedTuple):
@@ -159,13 +159,15 @@ class Watching:
         if every is None or step % every:
             return {}
         metrics: dict[str, float] = {"tokens/persona": 0.0}
-        for source in sorted({trait.source for trait in self._traits.values()}):
-            newest, num_tokens = self._reextract(source, step)
+        definitions = {d.name: d for trait in self._traits.values() if (d := trait.definition) is not None}
+        for definition in definitions.values():
+            newest, num_tokens = self._reextract(definition, step)
             metrics["tokens/persona"] += num_tokens
-            path = self._folder / f"{newest.origin.trait}_step_{step:06d}.safetensors"
+            path = self._folder / f"{definition.name}_step_{step:06d}.safetensors"
             if self._world.is_main:
                 save(newest, path)
-            for name in [name for name, trait in self._traits.items() if trait.source == source]:
+            of_trait = [n for n, t in self._traits.items() if t.vectors.origin.trait == definition.name]
+            for name in of_trait:
                 metrics |= self._renewed(name, newest, path=path, step=step)
             self._on_vectors(newest)
         self._watch()
