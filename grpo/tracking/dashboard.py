@@ -5,6 +5,7 @@ token. It answers GET alone, and only with what `runs_folder` gives."""
 
 import importlib.util
 import ipaddress
+import json
 import secrets
 import socket
 from collections.abc import Callable
@@ -64,7 +65,7 @@ def application(folder: Path, *, token: str | None) -> Any:
     Raises ConfigError where `folder` is none."""
     from starlette.applications import Starlette
     from starlette.middleware import Middleware
-    from starlette.responses import JSONResponse, Response
+    from starlette.responses import Response
     from starlette.routing import Route
 
     try:
@@ -76,14 +77,18 @@ def application(folder: Path, *, token: str | None) -> Any:
     def show_page(request: _Request) -> Response:
         return Response(text, media_type="text/html", headers={"Content-Security-Policy": content_policy})
 
+    def as_json(value: object, *, status: int = 200) -> Response:
+        # In ASCII: names can hold half a surrogate pair, which UTF-8 has not.
+        return Response(json.dumps(value, allow_nan=False), status_code=status, media_type="application/json")
+
     def answer(respond: Callable[[Any], object]) -> Callable[[_Request], Response]:
         def endpoint(request: _Request) -> Response:
             try:
-                return JSONResponse(respond(request.query_params))
+                return as_json(respond(request.query_params))
             except UnknownRunError as error:
-                return JSONResponse({"error": str(error)}, status_code=404)
+                return as_json({"error": str(error)}, status=404)
             except ValueError as error:
-                return JSONResponse({"error": str(error)}, status_code=400)
+                return as_json({"error": str(error)}, status=400)
 
         return endpoint
 

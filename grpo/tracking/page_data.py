@@ -147,7 +147,7 @@ def _tiers(run: RecordedRun) -> Row | None:
         "without_tier": profile.num_without_tier,
         "num_rollouts": profile.num_rollouts,
         "num_tokens": profile.num_tokens,
-        "temperature": profile.rows[0]["temperature"] if profile.rows else None,
+        "temperature": embeddable(profile.rows[0]["temperature"]) if profile.rows else None,
         "labels": labels,
         "counts": [[name, numbers] for name, numbers in counts.items()],
     }
