@@ -62,7 +62,7 @@ function chartsOf(what, title, options, taken) {
   const known = name => namesIn(name).includes(name);
   if (what === "phases") return phases(taken);
   if (what === "persona/") return persona(taken);
-  const groups = typeof what === "string" ? namesIn(what).filter(name => !taken.has(name)).map(name => [name]) : [what.filter(known)];
+  const groups = typeof what === "string" ? namesIn(what).filter(name => !taken.has(name)).map(name => [name]) : drawn().length > 1 ? what.filter(known).map(name => [name]) : [what.filter(known)];
   return groups.filter(names => names.length).map(names => {
     names.forEach(name => taken.add(name));
     return metricChart(names, names.length > 1 ? title : null, options || {});

@@ -73,7 +73,7 @@ function histogram(profile) {
 function moves(of) {
   const [first] = of.tables;
   const shade = (count, row, column, sum) => {
-    const cell = el("span", { class: "shade" + (row === column ? " stayed" : "") }, short(count));
+    const cell = el("span", { class: "shade " + (row === column ? "stayed" : column < row ? "easier" : "harder") }, short(count));
     cell.style.setProperty("--share", sum ? (count / sum).toFixed(3) : "0");
     return cell;
   };
@@ -84,7 +84,7 @@ function moves(of) {
   const listed = el("details", {}, el("summary", {}, "The problems that moved", el("span", { class: "fine" }, " " + short(of.num_moved) + (of.num_moved > of.problems.length ? ", the first " + of.problems.length + " listed" : "") + ", the ones that became harder first")),
     table([["Problem"], ...of.labellings.map(name => [name])], of.problems.map(([problem, path]) => [el("code", {}, problem), ...path]), "narrow", "Problems that changed their tier"));
   return [el("h3", {}, "Who moved where"),
-    el("p", { class: "lead" }, "A row is the tier before, a column the tier after; darker is a larger share of the row. Labels are estimates, so some moves are noise."),
+    el("p", { class: "lead" }, "A row is the tier before, a column the tier after: blue became easier, orange harder, grey stayed, and a darker tone is a larger share of the row. Labels are estimates, so some moves are noise."),
     el("div", { class: "matrices" }, el("div", {}, matrix(first))),
     of.tables.length > 1 ? el("details", {}, el("summary", {}, "Move by move"), el("div", { class: "matrices" }, of.tables.slice(1).map(move => el("div", {}, matrix(move))))) : null, listed];
 }
