@@ -138,6 +138,31 @@ def test_rollouts_are_found_and_read_by_the_server(browser, address):
         assert watched.complaints == []
 
 
+def test_what_somebody_looks_for_and_reads_stays_when_a_new_metric_comes(browser, address, root):
+    with opened(browser, address) as watched:
+        page = watched.page
+        select(page, "going")
+        page.locator("#rollout-filter [name=status]").select_option("timeout")
+        until(page, "() => document.querySelector('tr.rollout .status-lost')?.textContent === 'timeout'")
+        page.locator("tr.rollout button").first.press("Enter")
+        page.locator(".reading dl").wait_for()
+        append(root / "going" / "metrics.jsonl", {"step": 42, "persona/kind/projection": 0.5})
+        page.locator("#persona figure").wait_for(timeout=15_000)
+        assert page.locator("#rollout-filter [name=status]").input_value() == "timeout"
+        assert {row[4] for row in watched.rows()} == {"timeout"}
+        assert page.locator(".reading dl").count() == 1
+        assert watched.complaints == []
+
+
+def test_many_runs_are_found_by_name(browser, tmp_path):
+    for number in range(12):
+        make_run(tmp_path / f"run_{number}", seed=number, num_steps=20)
+    with dashboard(tmp_path) as address, opened(browser, address) as watched:
+        watched.page.get_by_label("Find a run by its name").fill("RUN_1")
+        shown = [row for row in watched.page.locator(".run-row").all() if row.is_visible()]
+        assert len(shown) == 3  # run_1, run_10, run_11
+
+
 def test_hostile_text_from_the_server_does_nothing(browser, address):
     with opened(browser, address) as watched:
         page = watched.page

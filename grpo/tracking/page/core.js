@@ -11,6 +11,9 @@ const app = {
   smoothing: 10,          // span of the moving average, in percent of a curve's points
   zoom: null,             // steps that all charts show, or null
   isLive: false,
+  isOutdated: false,      // live: what came in asks for a page that is made anew
+  browser: null,          // the browser of rollouts that is on the page
+  listedText: "",         // live: what the names of the listed runs have to hold
 };
 
 const run = () => app.runs.get(app.selected);

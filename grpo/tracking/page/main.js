@@ -2,6 +2,8 @@
 
 const POLL_MILLISECONDS = 2000;
 const LIST_EVERY = 4;
+const WHOLE_EVERY = 30;
+const MANY_RUNS = 10;
 
 async function ask(path, parameters = {}) {
   const answer = await fetch(path + "?" + new URLSearchParams(parameters));
@@ -18,6 +20,7 @@ async function unpacked(text) {
 
 /* Everything anew, in the order in which one asks. */
 function render() {
+  app.isOutdated = false;
   for (const chart of [...charts]) chart.drop();
   const main = document.getElementById("main");
   const { nodes, taken } = panels();
@@ -56,7 +59,7 @@ function renderBar() {
 
 function renderSide() {
   const listed = app.isLive ? app.listed : [...app.runs.values()].map(of => ({ id: of.id, ...of.state, fault: null }));
-  const runs = listed.length < 2 ? null : el("fieldset", { class: "runs" }, el("legend", {}, "Runs"), listed.map(runRow));
+  const runs = listed.length < 2 ? null : el("fieldset", { class: "runs" }, el("legend", {}, "Runs"), listed.length > MANY_RUNS ? runSearch() : null, listed.map(runRow));
   const smoothing = el("label", { class: "smoothing" }, "Smoothing", el("input", { type: "range", min: 0, max: 50, value: app.smoothing, "aria-valuetext": app.smoothing + " % of a curve", on: {
     input: event => { app.smoothing = Number(event.target.value); for (const chart of charts) chart.changed(); },
   } }));
@@ -64,18 +67,30 @@ function renderSide() {
   document.getElementById("side").replaceChildren(...[runs, smoothing, hint].filter(Boolean));
 }
 
+function runSearch() {
+  const find = event => {
+    app.listedText = event.target.value;
+    for (const row of document.querySelectorAll(".run-row")) row.hidden = !isListed(row.dataset.id);
+  };
+  return el("input", { type: "search", class: "run-search", placeholder: "find a run", value: app.listedText, "aria-label": "Find a run by its name", on: { input: find } });
+}
+
+const isListed = id => id.toLowerCase().includes(app.listedText.toLowerCase());
+
 function runRow(listed) {
   const loaded = app.runs.get(listed.id), isDrawn = app.compared.has(listed.id);
   const box = el("input", { type: "checkbox", checked: isDrawn, disabled: Boolean(listed.fault), "aria-label": "Draw the curves of " + listed.id, on: { change: event => draw(listed.id, event.target.checked) } });
   if (isDrawn) box.style.accentColor = runColor(listed.id);
   const state = listed.fault || listed.word + (listed.step !== null ? ", step " + short(listed.step) : "");
-  return el("div", { class: "run-row" + (listed.id === app.selected ? " selected" : "") }, box,
+  const row = el("div", { class: "run-row" + (listed.id === app.selected ? " selected" : ""), hidden: !isListed(listed.id) }, box,
     el("button", { type: "button", class: "run-name", disabled: Boolean(listed.fault), "aria-pressed": String(listed.id === app.selected), on: { click: () => select(listed.id) } },
       el("span", {}, loaded ? loaded.name : listed.id), el("span", { class: "fine" }, state)));
+  row.dataset.id = listed.id;
+  return row;
 }
 
 async function load(id) {
-  if (!app.runs.has(id)) app.runs.set(id, await ask("/api/run", { id }));
+  if (!app.runs.has(id)) app.runs.set(id, await whole(id));
 }
 
 async function select(id) {
@@ -112,12 +127,13 @@ function merge(of, news) {
   known.num_steps += news.metrics.num_steps;
 }
 
-/* Take in what changed; returns whether the page has to be made anew. */
-async function follow(id) {
+/* Take in what changed; returns whether the page has to be made anew. Moves between tiers come with the whole alone,
+   which is asked for now and then. */
+async function follow(id, isDue) {
   const of = app.runs.get(id), news = await ask("/api/news", { id, cursor: of.cursor });
-  const before = Object.keys(of.metrics.columns).length;
-  if (news.again || news.stamp !== of.stamp) {
-    app.runs.set(id, await ask("/api/run", { id }));
+  const before = Object.keys(of.metrics.columns).length, numDecisions = of.num_decisions;
+  if (news.again || news.stamp !== of.stamp || (isDue && news.cursor !== of.cursorOfWhole)) {
+    app.runs.set(id, await whole(id));
     return true;
   }
   const hasMoved = news.cursor !== of.cursor;
@@ -125,15 +141,20 @@ async function follow(id) {
   const { metrics, ...rest } = news;
   Object.assign(of, rest);
   if (hasMoved) for (const chart of charts) chart.changed();
-  return Object.keys(of.metrics.columns).length !== before;
+  return Object.keys(of.metrics.columns).length !== before || of.num_decisions !== numDecisions;
+}
+
+async function whole(id) {
+  const of = await ask("/api/run", { id });
+  return { ...of, cursorOfWhole: of.cursor };
 }
 
 async function poll(turn) {
-  let isNew = false, fault = null;
+  let fault = null;
   try {
     if (turn % LIST_EVERY === 0) app.listed = (await ask("/api/runs")).runs;
-    for (const id of [...app.compared]) isNew = await follow(id) || isNew;
-    if (isNew && !(app.browser && app.browser.isReading)) render();
+    for (const id of [...app.compared]) app.isOutdated = await follow(id, turn % WHOLE_EVERY === 0) || app.isOutdated;
+    if (app.isOutdated && !isTyping()) render();
     else {
       refreshed("overview", overview);
       refreshed("events", events);
@@ -146,6 +167,8 @@ async function poll(turn) {
   document.body.classList.toggle("lost", fault !== null);
   if (fault) document.getElementById("status").textContent = "not connected: " + fault.message;
 }
+
+const isTyping = () => document.activeElement.matches("main input, main select");
 
 /* A part of the page made anew, unless somebody stands in it. */
 function refreshed(id, make) {

@@ -45,9 +45,10 @@ class ServedRollouts {
 function rollouts() {
   const of = run();
   if (!of.rollouts || !of.rollouts.total) return section("rollouts", "Rollouts", null, absent("What the policy wrote, and what it got for it.", "rollouts/*.jsonl"));
-  const browser = new RolloutBrowser(app.isLive ? new ServedRollouts(of) : new EmbeddedRollouts(of));
-  app.browser = browser;
-  return browser.node;
+  /* A page that is made anew keeps what somebody looked for and reads. */
+  if (!app.browser || app.browser.source.of.id !== of.id)
+    app.browser = new RolloutBrowser(app.isLive ? new ServedRollouts(of) : new EmbeddedRollouts(of));
+  return app.browser.node;
 }
 
 class RolloutBrowser {
