@@ -151,7 +151,7 @@ def test_a_rollout_is_read_by_the_keyboard_and_its_tokens_are_coloured_by_how_li
     tokens = reading.locator(".token").all()
     assert [token.inner_text() for token in tokens] == ["Each", " box", " holds"]
     strength = [float(token.evaluate("node => node.style.getPropertyValue('--strength')")) for token in tokens]
-    assert strength == pytest.approx([0.02, 0.4, 0.06])  # 5 nats are the darkest
+    assert strength == pytest.approx([0.141, 0.632, 0.245])  # the root of the share of 5 nats
     tokens[0].focus()
     page.keyboard.press("ArrowRight")
     assert "token 2, id 2, log-prob -2, probability 13.5 %" in reading.inner_text()

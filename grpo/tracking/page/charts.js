@@ -200,7 +200,7 @@ function axes(options) {
     grid: { stroke: css("--line"), width: 1 },
   };
   return [
-    { ...common, grid: { show: false }, size: 26, space: 60, values: (plot, ticks) => ticks.map(tick => Number.isInteger(tick) ? short(tick) : "") },
+    { ...common, grid: { show: false }, size: 26, space: 46, values: (plot, ticks) => ticks.map(tick => Number.isInteger(tick) ? short(tick) : "") },
     { ...common, size: 52, space: options.isLog ? 24 : 36, values: (plot, ticks) => ticks.map(tick => tick === null ? "" : short(tick)) },
   ];
 }

@@ -7,7 +7,7 @@ const VITALS = [
   ["Entropy", "policy/entropy", short, "nats"],
   ["Length", "completion/length_mean", short, "tokens"],
   ["Truncated", "completion/truncated_fraction", percent, ""],
-  ["Idle groups", "group/zero_std_fraction", percent, ""],
+  ["Groups without variance", "group/zero_std_fraction", percent, ""],
   ["Sampler gap, largest", "policy/sampler_logprob_gap_max", short, "nats"],
   ["Gradient norm", "optim/grad_norm", short, ""],
   ["Sampled a second", "throughput/sampled_tokens_per_second", short, "tokens"],

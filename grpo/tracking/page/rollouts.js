@@ -155,7 +155,7 @@ class RolloutBrowser {
 
 /* How a token is coloured: a number from -1 to 1, and what the colours mean. */
 const COLOURINGS = {
-  "Log-prob": [(logprob) => -Math.min(1, -logprob / 5), "the darker, the less likely the policy found the token: from certain to 1 in 150 and below"],
+  "Log-prob": [(logprob) => -Math.sqrt(Math.min(1, Math.max(0, -logprob) / 5)), "the darker, the less likely the policy found the token: from certain to 1 in 150 and below"],
   "Advantage": [(logprob, advantage) => Math.max(-1, Math.min(1, advantage / 2)), "blue is pushed up, orange down; a rollout has one advantage, so all of its tokens have one colour"],
   "Pull": [(logprob, advantage) => Math.max(-1, Math.min(1, advantage * (1 - Math.exp(logprob)))), "advantage × (1 − probability): how hard the update pulls at the token's own logit; blue is up, orange down"],
 };
