@@ -80,6 +80,10 @@ def test_guards_and_idle_steps_count_while_they_are_recent(tmp_path):
     events = [{"step": 45, "event": "guard", "above": "policy/ratio_max = 9"}, {"step": 46, "event": "no_update"}]
     levels = [alarm["level"] for alarm in alarms(recorded(tmp_path / "now", [HEALTHY] * 50, events=tuple(events)))]
     assert levels == ["bad", "warn"]
+    (drift,) = alarms(
+        recorded(tmp_path / "drift", [HEALTHY] * 50, events=({"step": 50, "event": "drift", "above": "x"},))
+    )
+    assert drift["text"] == "a trait drifted past its bound in 1 of the last 20 steps"
     assert alarms(recorded(tmp_path / "past", [HEALTHY] * 90, events=tuple(events))) == []
 
 

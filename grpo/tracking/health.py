@@ -108,6 +108,10 @@ def _of_events(run: RecordedRun) -> Iterator[Row]:
     if guards:
         text = f"{len(guards)} of the last {RECENT_STEPS} steps are above a bound of the section guard"
         yield _alarm("bad", text, remedy=str(guards[-1].get("above", ""))[:200], metric="policy/ratio_max")
+    drifts = [event for event in recent if event.get("event") == "drift"]
+    if drifts:
+        text = f"a trait drifted past its bound in {len(drifts)} of the last {RECENT_STEPS} steps"
+        yield _alarm("warn", text, remedy=str(drifts[-1].get("above", ""))[:200], metric="")
     idle = sum(event.get("event") == "no_update" for event in recent)
     if idle:
         text = f"{idle} of the last {RECENT_STEPS} steps had nothing to train on"

@@ -17,10 +17,11 @@ const PANELS = [
     ["phases"],
     [["throughput/sampled_tokens_per_second", "throughput/trained_tokens_per_second"], "Tokens a second"],
   ]],
-  ["persona", "Persona", "Projections on each trait's vector, beside that on a random direction of the same length.", [["persona/"]]],
+  ["persona", "Persona", "What each trait's vector says of the rollouts, beside its control along random directions (docs/metrics.md).", [["persona/"]]],
 ];
 const DECIDED = ["sampling/temperature", "curriculum/stage", "optim/lr"];
 const PHASES = ["time/sampling", "time/reward", "time/train", "time/evaluation", "time/reprofile", "time/temperature", "time/sync"];
+const CONTROLLED = [["projection", "projection_random"], ["drift", "drift_random", "drift_random_max"], ["cosine", "cosine_to_first"]];
 const TIERS = ["trivial", "moderate", "extreme", "unsolved"];
 
 const namesIn = prefix => [...new Set(drawn().flatMap(of => Object.keys(of.metrics.columns)))].filter(name => name.startsWith(prefix));
@@ -101,15 +102,16 @@ const at = (of, name, steps) => {
   return steps.map(step => by.get(step) || 0);
 };
 
-/* A trait's projection and its random control in one chart, the rest of the trait beside it. */
+/* What is measured of a trait in one chart with its control, along random directions; the rest beside it. */
 function persona(taken) {
   const names = namesIn("persona/");
   names.forEach(name => taken.add(name));
   const traits = [...new Set(names.map(name => name.split("/").slice(0, -1).join("/")))];
   return traits.flatMap(trait => {
-    const pair = ["/projection", "/projection_random"].map(end => trait + end).filter(name => names.includes(name));
-    const others = names.filter(name => name.startsWith(trait + "/") && !pair.includes(name));
-    return [...(pair.length ? [metricChart(pair, trait + "/projection")] : []), ...others.map(name => metricChart([name]))];
+    const of = names.filter(name => name.slice(0, name.lastIndexOf("/")) === trait);
+    const groups = CONTROLLED.map(ends => ends.map(end => trait + "/" + end).filter(name => of.includes(name)));
+    const others = of.filter(name => !groups.flat().includes(name)).map(name => [name]);
+    return [...groups.filter(group => group.length), ...others].map(group => metricChart(group, group.length > 1 ? group[0] : null));
   });
 }
 
