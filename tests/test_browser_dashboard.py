@@ -2,6 +2,8 @@
 
 import json
 import random
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import pytest
 
 from tests.browser import chromium, dashboard, opened
 from tests.recorded import make_run, metric_row, rollout_row, write_jsonl
+from tests.runs import small_run_file
 from tests.test_report import hostile_run
 
 pytest.importorskip("uvicorn", reason="uvicorn is not installed (the extra dashboard)")
@@ -209,5 +212,35 @@ def test_an_empty_folder_says_so(browser, tmp_path):
         context = browser.new_context()
         page = context.new_page()
         page.goto(address)
-        until(page, "() => document.querySelector('#title').textContent.startsWith('no run is in this folder yet')")
+        until(page, "() => document.querySelector('#title').textContent.startsWith('No run is in this folder yet')")
+        context.close()
+
+
+@pytest.mark.slow
+def test_a_real_run_appears_moves_and_ends_on_a_page_that_was_open_before_it_began(browser, tmp_path):
+    config = small_run_file(tmp_path, **{"train.steps": 12})
+    (tmp_path / "runs").mkdir()
+    with dashboard(tmp_path / "runs") as address:
+        context = browser.new_context()
+        page = context.new_page()
+        page.goto(address)
+        until(page, "() => document.querySelector('#title').textContent.startsWith('No run is in this folder yet')")
+        command = [sys.executable, "-m", "grpo.cli", "recipe", str(config)]
+        run = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        page.wait_for_function("() => document.querySelector('#title').textContent === 'small'", timeout=60_000)
+        words = "() => document.querySelector('#status').textContent"
+        assert not page.evaluate(words).startswith("finished")
+        page.wait_for_function(
+            "() => document.querySelector('#status').textContent.startsWith('finished · step 12')", timeout=90_000
+        )
+        assert run.wait(timeout=60) == 0
+        page.wait_for_function("() => document.querySelectorAll('#evaluation .interval').length > 0", timeout=15_000)
+        page.locator('figure[data-name="reward/mean"]').scroll_into_view_if_needed()
+        until(page, f"() => ({LAST_STEP})() === 12")
+        page.locator("tr.rollout button").first.press("Enter")
+        page.get_by_role("button", name="Log-prob").click()
+        read = "".join(page.locator(".token").all_inner_texts())
+        shown = page.locator("tr.rollout .excerpt").first.inner_text()
+        assert shown
+        assert read.removesuffix("<end>").startswith(shown[:3])
         context.close()

@@ -18,6 +18,7 @@ from grpo.tracking.rollout_index import MAX_TOKENS, RolloutIndex, Wanted, choice
 from grpo.tracking.tier_moves import tier_moves
 from tests.conftest import tiny_config
 from tests.recorded import HOSTILE, rollout_row, write_jsonl
+from tests.runs import grpo, small_run_file
 from tests.tier_manifest import profiled
 
 
@@ -100,6 +101,13 @@ def test_only_files_that_are_new_or_changed_are_read_again(folder, monkeypatch):
     assert len(index.by_file) == 2
 
 
+def test_a_file_that_goes_while_the_folder_is_looked_at_is_left_out(folder, monkeypatch):
+    listed = sorted(folder.glob("*.jsonl"))
+    listed[0].unlink()
+    monkeypatch.setattr(Path, "glob", lambda self, pattern: listed)
+    assert [entry.step for entry in indexed(folder).entries] == [2]
+
+
 def test_the_choices_are_what_occurs_with_numbers_in_order(folder):
     write_jsonl(folder / "step_000010.jsonl", [row(10, 0, tier=None)])
     found = choices(indexed(folder).entries)
@@ -139,6 +147,24 @@ def test_the_texts_of_tokens_keep_their_spaces():
     texts = chat.token_texts()
     assert len(texts) == len(tokenizer)
     assert "".join(texts[token] for token in tokenizer.encode("> 12a", add_special_tokens=False)) == "> 12a"
+
+
+def test_the_tokens_of_a_real_run_read_as_its_completions(tmp_path):
+    alone = {"sft": None, "curriculum": {"kind": "uniform"}, "train.steps": 2, "evaluation.every_steps": 0}
+    assert grpo("train", small_run_file(tmp_path, **alone)) == 0
+    run = tmp_path / "runs" / "small"
+    texts = json.loads((run / "vocabulary.json").read_text())
+    rows = [read_row(entry) for entry in indexed(run / "rollouts").entries]
+    assert len(rows) >= 2 * 4 * 4
+    for found in rows:
+        read = "".join(texts[token] for token in found["token_ids"])
+        assert read.removesuffix("<end>") == found["completion"]
+
+
+def test_a_run_that_keeps_no_rollouts_writes_no_vocabulary(tmp_path):
+    alone = {"sft": None, "curriculum": {"kind": "uniform"}, "train.steps": 1, "evaluation.every_steps": 0}
+    assert grpo("train", small_run_file(tmp_path, **alone, **{"tracking.rollout_files": 0})) == 0
+    assert not (tmp_path / "runs" / "small" / "vocabulary.json").exists()
 
 
 # --- who moved where -------------------------------------------------------------------------------------------------

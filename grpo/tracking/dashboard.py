@@ -85,7 +85,7 @@ def application(folder: Path, *, token: str | None) -> Any:
         def endpoint(request: _Request) -> Response:
             try:
                 return as_json(respond(request.query_params))
-            except UnknownRunError as error:
+            except (UnknownRunError, FileNotFoundError) as error:  # a run can be deleted while it is looked at
                 return as_json({"error": str(error)}, status=404)
             except ValueError as error:
                 return as_json({"error": str(error)}, status=400)

@@ -5,6 +5,7 @@ beginning of each line alone, and a row is read where it is asked for. Everythin
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -100,10 +101,11 @@ class RolloutIndex:
         paths = sorted(self._folder.glob("*.jsonl"))
         files: dict[Path, tuple[tuple[int, int], list[Entry]]] = {}
         for path in paths:
-            stat = path.stat()
-            state = (stat.st_size, stat.st_mtime_ns)
-            known = self._files.get(path)
-            files[path] = known if known is not None and known[0] == state else (state, self._read(path))
+            with suppress(FileNotFoundError):  # a run keeps its newest files alone
+                stat = path.stat()
+                state = (stat.st_size, stat.st_mtime_ns)
+                known = self._files.get(path)
+                files[path] = known if known is not None and known[0] == state else (state, self._read(path))
         self._files = files
 
     @property

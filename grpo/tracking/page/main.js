@@ -176,13 +176,22 @@ function refreshed(id, make) {
   if (old && !old.contains(document.activeElement)) old.replaceWith(make());
 }
 
+/* The run that was written to last, once there is one. */
+async function firstRun() {
+  for (;;) {
+    app.listed = (await ask("/api/runs")).runs;
+    const first = app.listed.find(listed => !listed.fault);
+    if (first) return first;
+    document.getElementById("title").textContent = app.listed.length ? app.listed[0].fault : "No run is in this folder yet; this page waits for one";
+    await new Promise(resolve => setTimeout(resolve, POLL_MILLISECONDS));
+  }
+}
+
 async function start() {
   const holder = document.getElementById("data");
   app.isLive = holder === null;
   if (app.isLive) {
-    app.listed = (await ask("/api/runs")).runs;
-    const first = app.listed.find(listed => !listed.fault);
-    if (!first) throw new Error("no run is in this folder yet; load this page again when there is one");
+    const first = await firstRun();
     await load(first.id);
     app.selected = first.id;
   } else {
