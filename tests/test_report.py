@@ -125,6 +125,11 @@ def test_the_policy_allows_the_pages_own_scripts_and_style_by_their_hashes_and_n
     assert "unsafe" not in policy
 
 
+def test_every_script_and_style_beside_the_page_is_in_it():
+    assert {path.name for path in ASSETS.glob("*.js")} == set(SCRIPTS)
+    assert {path.name for path in ASSETS.glob("*.css")} == {"style.css"}
+
+
 def test_the_library_stands_beside_its_licence():
     assert "Permission is hereby granted" in (ASSETS / "vendor" / "uPlot.LICENSE").read_text()
     assert "uPlot (v1.6.32)" in (ASSETS / "vendor" / "uPlot.iife.min.js").read_text()[:80]

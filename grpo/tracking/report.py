@@ -24,7 +24,10 @@ from grpo.tracking.rollout_index import RolloutIndex, choices, read_row
 MAX_ROLLOUTS = 2000
 MAX_ROLLOUT_BYTES = 24_000_000
 """Of the rollouts as JSON, all runs together: what still goes into a mail when it is compressed."""
-SCRIPTS = ("core.js", "charts.js", "overview.js", "curves.js", "tables.js", "compare.js", "rollouts.js", "main.js")
+SCRIPTS = (
+    *("core.js", "charts.js", "overview.js", "curves.js", "tables.js", "tiers.js", "compare.js", "tokens.js"),
+    *("rollouts.js", "main.js"),
+)
 LIBRARY = "vendor/uPlot.iife.min.js"
 STYLES = ("vendor/uPlot.min.css", "style.css")
 

@@ -6,7 +6,7 @@ const WHOLE_EVERY = 30;
 const MANY_RUNS = 10;
 
 async function ask(path, parameters = {}) {
-  const answer = await fetch(path + "?" + new URLSearchParams(parameters));
+  const answer = await fetch(`${path}?${new URLSearchParams(parameters)}`);
   const said = await answer.json();
   if (!answer.ok) throw new Error(said.error || answer.statusText);
   return said;
@@ -24,9 +24,24 @@ function render() {
   for (const chart of [...charts]) chart.drop();
   const main = document.getElementById("main");
   const { nodes, taken } = panels();
-  const parts = [overview(), compare(), nodes[0], evaluations(), ...nodes.slice(1), tiers(), temperature(), rollouts(), tokens(), otherMetrics(taken), events(), config()];
+  const parts = [
+    overview(),
+    compare(),
+    nodes[0],
+    evaluations(),
+    ...nodes.slice(1),
+    tiers(),
+    temperature(),
+    rollouts(),
+    tokens(),
+    otherMetrics(taken),
+    events(),
+    config(),
+  ];
   main.replaceChildren(...parts.filter(Boolean));
-  const links = [...main.querySelectorAll("section")].map(part => el("a", { href: "#" + part.id }, part.querySelector("h2").textContent));
+  const links = [...main.querySelectorAll("section")].map(part =>
+    el("a", { href: `#${part.id}` }, part.querySelector("h2").textContent),
+  );
   document.getElementById("sections").replaceChildren(...links);
   spy();
   renderBar();
@@ -37,33 +52,69 @@ function render() {
 function spy() {
   const parts = [...document.querySelectorAll("main section")];
   const isAtEnd = innerHeight + scrollY >= document.documentElement.scrollHeight - 4;
-  const current = isAtEnd ? parts.at(-1) : parts.filter(part => part.getBoundingClientRect().top < 170).at(-1) || parts[0];
+  const current = isAtEnd
+    ? parts.at(-1)
+    : parts.filter(part => part.getBoundingClientRect().top < 170).at(-1) || parts[0];
   for (const link of document.querySelectorAll("#sections a")) {
-    const isCurrent = current && link.hash === "#" + current.id;
-    if (isCurrent && link.getAttribute("aria-current") !== "true") link.parentNode.scrollTo({ left: link.offsetLeft - 60 });
-    if (isCurrent) link.setAttribute("aria-current", "true"); else link.removeAttribute("aria-current");
+    const isCurrent = current && link.hash === `#${current.id}`;
+    if (isCurrent && link.getAttribute("aria-current") !== "true")
+      link.parentNode.scrollTo({ left: link.offsetLeft - 60 });
+    if (isCurrent) link.setAttribute("aria-current", "true");
+    else link.removeAttribute("aria-current");
   }
 }
 
 function renderBar() {
-  const of = run(), bad = of.alarms.some(alarm => alarm.level === "bad");
-  document.title = of.name + " · grpo";
+  const of = run(),
+    bad = of.alarms.some(alarm => alarm.level === "bad");
+  document.title = `${of.name} · grpo`;
   document.getElementById("title").textContent = of.name;
   const status = document.getElementById("status");
-  status.className = (bad ? "bad" : of.alarms.length ? "warn" : "good");
-  status.textContent = of.state.word + (of.state.step !== null ? " · step " + short(of.state.step) : "") + (of.alarms.length ? " · " + of.alarms.length + (of.alarms.length === 1 ? " alarm" : " alarms") : "");
+  status.className = bad ? "bad" : of.alarms.length ? "warn" : "good";
+  status.textContent =
+    of.state.word +
+    (of.state.step !== null ? ` · step ${short(of.state.step)}` : "") +
+    (of.alarms.length ? ` · ${of.alarms.length}${of.alarms.length === 1 ? " alarm" : " alarms"}` : "");
   document.getElementById("footer").textContent = app.isLive
     ? "Served by grpo dashboard from the folder of the runs; this page only reads."
-    : "Run folder " + of.folder + ". This file is complete in itself: it fetches nothing.";
+    : `Run folder ${of.folder}. This file is complete in itself: it fetches nothing.`;
 }
 
 function renderSide() {
   const listed = app.isLive ? app.listed : [...app.runs.values()].map(of => ({ id: of.id, ...of.state, fault: null }));
-  const runs = listed.length < 2 ? null : el("fieldset", { class: "runs" }, el("legend", {}, "Runs"), listed.length > MANY_RUNS ? runSearch() : null, listed.map(runRow));
-  const smoothing = el("label", { class: "smoothing" }, "Smoothing", el("input", { type: "range", min: 0, max: 50, value: app.smoothing, "aria-valuetext": app.smoothing + " % of a curve", on: {
-    input: event => { app.smoothing = Number(event.target.value); for (const chart of charts) chart.changed(); },
-  } }));
-  const hint = el("p", { class: "fine hint" }, "Drag across a chart to zoom all of them, double-click to see all steps.");
+  const runs =
+    listed.length < 2
+      ? null
+      : el(
+          "fieldset",
+          { class: "runs" },
+          el("legend", {}, "Runs"),
+          listed.length > MANY_RUNS ? runSearch() : null,
+          listed.map(runRow),
+        );
+  const smoothing = el(
+    "label",
+    { class: "smoothing" },
+    "Smoothing",
+    el("input", {
+      type: "range",
+      min: 0,
+      max: 50,
+      value: app.smoothing,
+      "aria-valuetext": `${app.smoothing} % of a curve`,
+      on: {
+        input: event => {
+          app.smoothing = Number(event.target.value);
+          for (const chart of charts) chart.changed();
+        },
+      },
+    }),
+  );
+  const hint = el(
+    "p",
+    { class: "fine hint" },
+    "Drag across a chart to zoom all of them, double-click to see all steps.",
+  );
   document.getElementById("side").replaceChildren(...[runs, smoothing, hint].filter(Boolean));
 }
 
@@ -72,19 +123,47 @@ function runSearch() {
     app.listedText = event.target.value;
     for (const row of document.querySelectorAll(".run-row")) row.hidden = !isListed(row.dataset.id);
   };
-  return el("input", { type: "search", class: "run-search", placeholder: "find a run", value: app.listedText, "aria-label": "Find a run by its name", on: { input: find } });
+  return el("input", {
+    type: "search",
+    class: "run-search",
+    placeholder: "find a run",
+    value: app.listedText,
+    "aria-label": "Find a run by its name",
+    on: { input: find },
+  });
 }
 
 const isListed = id => id.toLowerCase().includes(app.listedText.toLowerCase());
 
 function runRow(listed) {
-  const loaded = app.runs.get(listed.id), isDrawn = app.compared.has(listed.id);
-  const box = el("input", { type: "checkbox", checked: isDrawn, disabled: Boolean(listed.fault), "aria-label": "Draw the curves of " + listed.id, on: { change: event => draw(listed.id, event.target.checked) } });
+  const loaded = app.runs.get(listed.id),
+    isDrawn = app.compared.has(listed.id);
+  const box = el("input", {
+    type: "checkbox",
+    checked: isDrawn,
+    disabled: Boolean(listed.fault),
+    "aria-label": `Draw the curves of ${listed.id}`,
+    on: { change: event => draw(listed.id, event.target.checked) },
+  });
   if (isDrawn) box.style.accentColor = runColor(listed.id);
-  const state = listed.fault || listed.word + (listed.step !== null ? ", step " + short(listed.step) : "");
-  const row = el("div", { class: "run-row" + (listed.id === app.selected ? " selected" : ""), hidden: !isListed(listed.id) }, box,
-    el("button", { type: "button", class: "run-name", disabled: Boolean(listed.fault), "aria-pressed": String(listed.id === app.selected), on: { click: () => select(listed.id) } },
-      el("span", {}, loaded ? loaded.name : listed.id), el("span", { class: "fine" }, state)));
+  const state = listed.fault || listed.word + (listed.step !== null ? `, step ${short(listed.step)}` : "");
+  const row = el(
+    "div",
+    { class: `run-row${listed.id === app.selected ? " selected" : ""}`, hidden: !isListed(listed.id) },
+    box,
+    el(
+      "button",
+      {
+        type: "button",
+        class: "run-name",
+        disabled: Boolean(listed.fault),
+        "aria-pressed": String(listed.id === app.selected),
+        on: { click: () => select(listed.id) },
+      },
+      el("span", {}, loaded ? loaded.name : listed.id),
+      el("span", { class: "fine" }, state),
+    ),
+  );
   row.dataset.id = listed.id;
   return row;
 }
@@ -103,7 +182,8 @@ async function select(id) {
 
 async function draw(id, isWanted) {
   await load(id);
-  if (isWanted) app.compared.add(id); else if (app.compared.size > 1) app.compared.delete(id);
+  if (isWanted) app.compared.add(id);
+  else if (app.compared.size > 1) app.compared.delete(id);
   if (!app.compared.has(app.selected)) app.selected = [...app.compared][0];
   render();
 }
@@ -111,7 +191,8 @@ async function draw(id, isWanted) {
 /* --- live --- */
 
 function merge(of, news) {
-  const known = of.metrics, place = new Map(known.steps.map((step, index) => [step, index]));
+  const known = of.metrics,
+    place = new Map(known.steps.map((step, index) => [step, index]));
   news.metrics.steps.forEach((step, row) => {
     let index = place.get(step);
     if (index === undefined) {
@@ -123,15 +204,18 @@ function merge(of, news) {
       known.columns[name][index] = column[row];
     }
   });
-  for (const [name, number] of Object.entries(news.metrics.not_finite)) known.not_finite[name] = (known.not_finite[name] || 0) + number;
+  for (const [name, number] of Object.entries(news.metrics.not_finite))
+    known.not_finite[name] = (known.not_finite[name] || 0) + number;
   known.num_steps += news.metrics.num_steps;
 }
 
 /* Take in what changed; returns whether the page has to be made anew. Moves between tiers come with the whole alone,
    which is asked for now and then. */
 async function follow(id, isDue) {
-  const of = app.runs.get(id), news = await ask("/api/news", { id, cursor: of.cursor });
-  const before = Object.keys(of.metrics.columns).length, numDecisions = of.num_decisions;
+  const of = app.runs.get(id),
+    news = await ask("/api/news", { id, cursor: of.cursor });
+  const before = Object.keys(of.metrics.columns).length,
+    numDecisions = of.num_decisions;
   if (news.again || news.stamp !== of.stamp || (isDue && news.cursor !== of.cursorOfWhole)) {
     app.runs.set(id, await whole(id));
     return true;
@@ -153,7 +237,7 @@ async function poll(turn) {
   let fault = null;
   try {
     if (turn % LIST_EVERY === 0) app.listed = (await ask("/api/runs")).runs;
-    for (const id of [...app.compared]) app.isOutdated = await follow(id, turn % WHOLE_EVERY === 0) || app.isOutdated;
+    for (const id of [...app.compared]) app.isOutdated = (await follow(id, turn % WHOLE_EVERY === 0)) || app.isOutdated;
     if (app.isOutdated && !isTyping()) render();
     else {
       refreshed("overview", overview);
@@ -161,11 +245,14 @@ async function poll(turn) {
       refreshed("tokens", tokens);
       renderBar();
       if (turn % LIST_EVERY === 0 && !document.getElementById("side").contains(document.activeElement)) renderSide();
-      if (turn % LIST_EVERY === 0 && app.browser && !app.browser.isReading && app.browser.page === 0) await app.browser.show();
+      if (turn % LIST_EVERY === 0 && app.browser && !app.browser.isReading && app.browser.page === 0)
+        await app.browser.show();
     }
-  } catch (error) { fault = error; }
+  } catch (error) {
+    fault = error;
+  }
   document.body.classList.toggle("lost", fault !== null);
-  if (fault) document.getElementById("status").textContent = "not connected: " + fault.message;
+  if (fault) document.getElementById("status").textContent = `not connected: ${fault.message}`;
 }
 
 const isTyping = () => document.activeElement.matches("main input, main select");
@@ -182,7 +269,9 @@ async function firstRun() {
     app.listed = (await ask("/api/runs")).runs;
     const first = app.listed.find(listed => !listed.fault);
     if (first) return first;
-    document.getElementById("title").textContent = app.listed.length ? app.listed[0].fault : "No run is in this folder yet; this page waits for one";
+    document.getElementById("title").textContent = app.listed.length
+      ? app.listed[0].fault
+      : "No run is in this folder yet; this page waits for one";
     await new Promise(resolve => setTimeout(resolve, POLL_MILLISECONDS));
   }
 }
@@ -208,5 +297,9 @@ async function start() {
 }
 
 addEventListener("scroll", () => requestAnimationFrame(spy), { passive: true });
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { if (run()) render(); });
-start().catch(error => { document.getElementById("title").textContent = String(error.message); });
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
+  if (run()) render();
+});
+start().catch(error => {
+  document.getElementById("title").textContent = String(error.message);
+});

@@ -1,24 +1,71 @@
-/* What is no curve: evaluations, tiers and moves, temperature decisions, the bill, events, config. */
+/* What is no curve: evaluations, temperature decisions, the bill, events, config. */
 
 function evaluations() {
   const of = run();
-  const lead = "pass@k is the chance that one of k rollouts is correct, pass^k that all are. The range beside a value is its 95 % interval over problems; a difference is taken problem by problem, on the same noise.";
-  if (!of.evaluations.length) return section("evaluation", "Evaluation", null, absent("What the policy reaches on problems that training never sees.", "evals/*.json"));
-  return section("evaluation", "Evaluation", lead, of.evaluations.map(set => [el("h3", {}, set.name), setTable(set)]));
+  const lead =
+    "pass@k is the chance that one of k rollouts is correct, pass^k that all are. The range beside a value is its 95 % interval over problems; a difference is taken problem by problem, on the same noise.";
+  if (!of.evaluations.length)
+    return section(
+      "evaluation",
+      "Evaluation",
+      null,
+      absent("What the policy reaches on problems that training never sees.", "evals/*.json"),
+    );
+  return section(
+    "evaluation",
+    "Evaluation",
+    lead,
+    of.evaluations.map(set => [el("h3", {}, set.name), setTable(set)]),
+  );
 }
 
 function setTable(set) {
-  const head = () => set.policies.map(policy => [
-    el("th", { class: "n", scope: "col" }, short(policy.name)),
-    el("th", { class: "fine", colspan: 2 }, "step " + short(policy.step) + " · " + short(policy.num_problems) + " × " + short(policy.num_rollouts) + " · T " + short(policy.temperature)),
-  ]);
-  const of = blocks => el("div", { class: "scroll", tabIndex: 0, role: "group", "aria-label": "Evaluation on " + set.name }, el("table", { class: "narrow evaluation" },
-    el("thead", {}, el("tr", {}, el("th", { scope: "col", class: "line" }, "Metric"), head())),
-    blocks.map(block => el("tbody", {},
-      block.title ? el("tr", {}, el("th", { class: "block", colspan: 1 + 3 * set.policies.length }, block.title)) : null,
-      block.lines.map(line => el("tr", {}, el("th", { scope: "row", class: "line" }, line.name),
-        line.cells.map(cell => [el("td", { class: "n" }, cell.value), el("td", { class: "fine" }, cell.interval), el("td", {}, interval(cell.drawn))])))))));
-  const [parts, whole] = [set.blocks.filter(block => block.title.startsWith("By ")), set.blocks.filter(block => !block.title.startsWith("By "))];
+  const head = () =>
+    set.policies.map(policy => [
+      el("th", { class: "n", scope: "col" }, short(policy.name)),
+      el(
+        "th",
+        { class: "fine", colspan: 2 },
+        `step ${short(policy.step)} · ${short(policy.num_problems)} × ${short(policy.num_rollouts)} · T ${short(
+          policy.temperature,
+        )}`,
+      ),
+    ]);
+  const of = blocks =>
+    el(
+      "div",
+      { class: "scroll", tabIndex: 0, role: "group", "aria-label": `Evaluation on ${set.name}` },
+      el(
+        "table",
+        { class: "narrow evaluation" },
+        el("thead", {}, el("tr", {}, el("th", { scope: "col", class: "line" }, "Metric"), head())),
+        blocks.map(block =>
+          el(
+            "tbody",
+            {},
+            block.title
+              ? el("tr", {}, el("th", { class: "block", colspan: 1 + 3 * set.policies.length }, block.title))
+              : null,
+            block.lines.map(line =>
+              el(
+                "tr",
+                {},
+                el("th", { scope: "row", class: "line" }, line.name),
+                line.cells.map(cell => [
+                  el("td", { class: "n" }, cell.value),
+                  el("td", { class: "fine" }, cell.interval),
+                  el("td", {}, interval(cell.drawn)),
+                ]),
+              ),
+            ),
+          ),
+        ),
+      ),
+    );
+  const [parts, whole] = [
+    set.blocks.filter(block => block.title.startsWith("By ")),
+    set.blocks.filter(block => !block.title.startsWith("By ")),
+  ];
   return [of(whole), parts.map(part => el("details", {}, el("summary", {}, part.title), of([{ ...part, title: "" }])))];
 }
 
@@ -26,117 +73,165 @@ function setTable(set) {
 function interval(drawn) {
   if (!drawn) return null;
   const [low, value, high] = drawn.map(number => 4 + 112 * Math.min(1, Math.max(0, number)));
-  return svg("svg", { class: "interval", viewBox: "0 0 120 14", "aria-hidden": "true" },
-    svg("line", { class: "track", x1: 4, x2: 116, y1: 7, y2: 7 }), svg("line", { class: "range", x1: low, x2: high, y1: 7, y2: 7 }),
-    svg("circle", { cx: value, cy: 7, r: 3.5 }));
-}
-
-function tiers() {
-  const of = run(), profile = of.tiers, sizes = tierSizes();
-  const children = [];
-  if (profile) children.push(
-    el("p", { class: "lead" }, "How the profile sorted " + short(profile.total) + " problems before training, with " + short(profile.num_rollouts) + " rollouts (" + short(profile.num_tokens) + " tokens) at temperature " + short(profile.temperature) + "." +
-      (profile.without_tier ? " " + short(profile.without_tier) + " more have no tier: no verdict about them had a value." : "")),
-    el("div", { class: "pair" },
-      table([["Tier"], ["Problems", "n"], ["Rollouts a problem", "n"], ["Tokens a rollout", "n"], ["Label wrong", "n"], ["Expected wrong labels", "n"]],
-        profile.summaries.map(tier => [[swatch(tierColor(tier.tier)), tier.tier], short(tier.num_problems) + " · " + (100 * tier.share).toFixed(0) + " %",
-          short(tier.mean_rollouts), short(tier.mean_tokens), tier.mean_label_error === null ? "–" : (100 * tier.mean_label_error).toFixed(1) + " %", short(tier.num_wrong)]),
-        "narrow", "Tiers by the profile"),
-      histogram(profile)));
-  else children.push(absent("How hard the problems are for the policy before training.", "profile/tiers.parquet"));
-  if (sizes) children.push(el("h3", {}, "While training"), el("div", { class: "charts wide" }, sizes));
-  if (of.moves) children.push(...moves(of.moves));
-  return section("tiers", "Tiers", null, children);
-}
-
-const swatch = color => { const node = el("span", { class: "swatch" }); node.style.background = color; return node; };
-
-/* Problems by how hard they were: right ones among the first rollouts, then the rollout of the first success. */
-function histogram(profile) {
-  const totals = profile.labels.map((_, place) => profile.counts.reduce((sum, [, numbers]) => sum + numbers[place], 0));
-  const most = Math.max(1, ...totals);
-  const bars = profile.labels.map((label, place) => {
-    const parts = [...profile.counts].reverse().filter(([, numbers]) => numbers[place]).map(([name, numbers]) => {
-      const part = el("span", { class: "part" });
-      part.style.height = 100 * numbers[place] / most + "%";
-      part.style.background = tierColor(name);
-      return part;
-    });
-    return el("div", { class: "bar-column", title: label + ": " + short(totals[place]) },
-      el("div", { class: "bar-place" }, parts), el("span", { class: "bar-label" }, label));
-  });
-  const words = profile.labels.map((label, place) => label + " " + totals[place]).join(", ");
-  return el("figure", { class: "histogram" }, el("div", { class: "bars", role: "img", "aria-label": "Problems by difficulty: " + words }, bars),
-    el("p", { class: "fine" }, "Problems by right ones among the first rollouts, then by the rollout of the first success. profile/tiers.parquet has a row for each."));
-}
-
-function moves(of) {
-  const [first] = of.tables;
-  const shade = (count, row, column, sum) => {
-    const cell = el("span", { class: "shade " + (row === column ? "stayed" : column < row ? "easier" : "harder") }, short(count));
-    cell.style.setProperty("--share", sum ? (count / sum).toFixed(3) : "0");
-    return cell;
-  };
-  const matrix = move => [el("h4", {}, move.from + " → " + move.to + ": " + short(move.num_moved) + " of " + short(move.num_problems) + " moved"),
-    table([["from \\ to"], ...of.tiers.map(name => [name, "n"])],
-      of.tiers.map((name, row) => [name, ...move.counts[row].map((count, column) => shade(count, row, column, move.counts[row].reduce((a, b) => a + b, 0)))]),
-      "narrow matrix", "Moves from " + move.from + " to " + move.to)];
-  const listed = el("details", {}, el("summary", {}, "The problems that moved", el("span", { class: "fine" }, " " + short(of.num_moved) + (of.num_moved > of.problems.length ? ", the first " + of.problems.length + " listed" : "") + ", the ones that became harder first")),
-    table([["Problem"], ...of.labellings.map(name => [name])], of.problems.map(([problem, path]) => [el("code", {}, problem), ...path]), "narrow", "Problems that changed their tier"));
-  return [el("h3", {}, "Who moved where"),
-    el("p", { class: "lead" }, "A row is the tier before, a column the tier after: blue became easier, orange harder, grey stayed, and a darker tone is a larger share of the row. Labels are estimates, so some moves are noise."),
-    el("div", { class: "matrices" }, el("div", {}, matrix(first))),
-    of.tables.length > 1 ? el("details", {}, el("summary", {}, "Move by move"), el("div", { class: "matrices" }, of.tables.slice(1).map(move => el("div", {}, matrix(move))))) : null, listed];
+  return svg(
+    "svg",
+    { class: "interval", viewBox: "0 0 120 14", "aria-hidden": "true" },
+    svg("line", { class: "track", x1: 4, x2: 116, y1: 7, y2: 7 }),
+    svg("line", { class: "range", x1: low, x2: high, y1: 7, y2: 7 }),
+    svg("circle", { cx: value, cy: 7, r: 3.5 }),
+  );
 }
 
 function temperature() {
-  const of = run(), known = of.metrics.columns["sampling/temperature"];
-  const marks = () => run().decisions.filter(made => isNumber(made.step)).map(made => [made.step, made.chosen === made.current ? "" : short(made.chosen)]);
-  const drawing = known ? el("div", { class: "charts wide" }, metricChart(["sampling/temperature"], null, { marks }))
-    : el("p", { class: "absent" }, "How hot the policy sampled. Left out: no row of ", el("code", {}, "metrics.jsonl"), " holds ", el("code", {}, "sampling/temperature"), ".");
-  if (!of.decisions.length) return section("temperature", "Temperature", null, drawing,
-    el("p", { class: "absent" }, "No decision to show: ", el("code", {}, "events.jsonl"), " holds none about the temperature."));
-  const cut = of.num_decisions > of.decisions.length ? " The latest " + of.decisions.length + " of " + short(of.num_decisions) + " are shown." : "";
-  return section("temperature", "Temperature", null, drawing, el("h3", {}, "Decisions"),
-    el("p", { class: "lead" }, "What each candidate reached against the reference, problem by problem, and the one that was chosen." + cut),
-    of.decisions.map((made, place) => decision(made, place === 0)));
+  const of = run(),
+    known = of.metrics.columns["sampling/temperature"];
+  const marks = () =>
+    run()
+      .decisions.filter(made => isNumber(made.step))
+      .map(made => [made.step, made.chosen === made.current ? "" : short(made.chosen)]);
+  const drawing = known
+    ? el("div", { class: "charts wide" }, metricChart(["sampling/temperature"], null, { marks }))
+    : el(
+        "p",
+        { class: "absent" },
+        "How hot the policy sampled. Left out: no row of ",
+        el("code", {}, "metrics.jsonl"),
+        " holds ",
+        el("code", {}, "sampling/temperature"),
+        ".",
+      );
+  if (!of.decisions.length)
+    return section(
+      "temperature",
+      "Temperature",
+      null,
+      drawing,
+      el(
+        "p",
+        { class: "absent" },
+        "No decision to show: ",
+        el("code", {}, "events.jsonl"),
+        " holds none about the temperature.",
+      ),
+    );
+  const cut =
+    of.num_decisions > of.decisions.length
+      ? ` The latest ${of.decisions.length} of ${short(of.num_decisions)} are shown.`
+      : "";
+  return section(
+    "temperature",
+    "Temperature",
+    null,
+    drawing,
+    el("h3", {}, "Decisions"),
+    el(
+      "p",
+      { class: "lead" },
+      `What each candidate reached against the reference, problem by problem, and the one that was chosen.${cut}`,
+    ),
+    of.decisions.map((made, place) => decision(made, place === 0)),
+  );
 }
 
 function decision(made, isOpen) {
-  const compared = made.compared !== "score" ? " Differences are of " + made.compared + "." : "";
+  const compared = made.compared !== "score" ? ` Differences are of ${made.compared}.` : "";
   const headings = [...made.columns.map(([name, what]) => [el("span", { title: what }, name), "n"]), ["Verdict"]];
-  const rows = made.rows.map(row => ({ name: row.chosen ? "chosen" : "", cells: [...row.cells.map(short), row.verdict + (row.chosen ? ", chosen" : "")] }));
-  return el("details", { open: isOpen, class: "decision" },
-    el("summary", {}, "Step " + short(made.step) + ": " + short(made.current) + " → ", el("strong", {}, short(made.chosen)), " ", el("span", { class: "fine" }, short(made.reason))),
+  const rows = made.rows.map(row => ({
+    name: row.chosen ? "chosen" : "",
+    cells: [...row.cells.map(short), row.verdict + (row.chosen ? ", chosen" : "")],
+  }));
+  return el(
+    "details",
+    { open: isOpen, class: "decision" },
+    el(
+      "summary",
+      {},
+      `Step ${short(made.step)}: ${short(made.current)} → `,
+      el("strong", {}, short(made.chosen)),
+      " ",
+      el("span", { class: "fine" }, short(made.reason)),
+    ),
     made.plateau || compared ? el("p", { class: "fine" }, made.plateau + compared) : null,
-    rows.length ? table(headings, rows, "narrow", "Readings of the decision at step " + short(made.step)) : null);
+    rows.length ? table(headings, rows, "narrow", `Readings of the decision at step ${short(made.step)}`) : null,
+  );
 }
 
 function tokens() {
-  const bills = run().ledger, total = bills.reduce((sum, bill) => sum + bill.tokens, 0);
+  const bills = run().ledger,
+    total = bills.reduce((sum, bill) => sum + bill.tokens, 0);
   if (!total) return section("tokens", "Tokens", null, absent("What the tokens were drawn for.", "metrics.jsonl"));
-  const bar = share => { const node = el("span", { class: "share" }); node.style.width = (100 * share).toFixed(1) + "%"; return el("span", { class: "share-place" }, node); };
-  return section("tokens", "Tokens", "What every token was drawn for: " + short(total) + " in all.",
-    table([["Purpose"], ["Tokens", "n"], ["Share", "n"], ["", "bar-cell"], ["What came of them"]],
-      bills.map(bill => [bill.purpose, short(bill.tokens), (100 * bill.tokens / total).toFixed(1) + " %", bar(bill.tokens / total), el("span", { class: "fine" }, bill.note)]), "narrow", "Tokens by purpose"));
+  const bar = share => {
+    const node = el("span", { class: "share" });
+    node.style.width = `${(100 * share).toFixed(1)}%`;
+    return el("span", { class: "share-place" }, node);
+  };
+  return section(
+    "tokens",
+    "Tokens",
+    `What every token was drawn for: ${short(total)} in all.`,
+    table(
+      [
+        ["Purpose"],
+        ["Tokens", "n"],
+        ["Share", "n"],
+        [el("span", { class: "unseen" }, "as a bar")],
+        ["What came of them"],
+      ],
+      bills.map(bill => [
+        bill.purpose,
+        short(bill.tokens),
+        `${((100 * bill.tokens) / total).toFixed(1)} %`,
+        bar(bill.tokens / total),
+        el("span", { class: "fine" }, bill.note),
+      ]),
+      "narrow",
+      "Tokens by purpose",
+    ),
+  );
 }
 
 function events() {
   const of = run();
-  if (!of.events.length) return section("events", "Events", null, absent("Gates, stages, best checkpoints.", "events.jsonl"));
-  const cut = of.num_events > of.events.length ? "The latest " + of.events.length + " of " + short(of.num_events) + "." : null;
-  return section("events", "Events", cut, table([["Step", "n"], ["Event"], ["What"]],
-    [...of.events].reverse().map(event => [short(event.step), short(event.event), event.text]), "narrow events", "Events, the latest first"));
+  if (!of.events.length)
+    return section("events", "Events", null, absent("Gates, stages, best checkpoints.", "events.jsonl"));
+  const cut = of.num_events > of.events.length ? `The latest ${of.events.length} of ${short(of.num_events)}.` : null;
+  return section(
+    "events",
+    "Events",
+    cut,
+    table(
+      [["Step", "n"], ["Event"], ["What"]],
+      [...of.events].reverse().map(event => [short(event.step), short(event.event), event.text]),
+      "narrow events",
+      "Events, the latest first",
+    ),
+  );
 }
 
 function config() {
-  const rows = run().config, changed = rows.filter(row => row.is_changed);
+  const rows = run().config,
+    changed = rows.filter(row => row.is_changed);
   const by = new Map();
   for (const row of rows) by.set(row.name.split(".")[0], [...(by.get(row.name.split(".")[0]) || []), row]);
-  const line = row => ({ name: row.is_changed ? "changed" : "", cells: [el("code", {}, row.name), row.value, row.default === null ? el("span", { class: "fine" }, "has none") : row.default] });
+  const line = row => ({
+    name: row.is_changed ? "changed" : "",
+    cells: [
+      el("code", {}, row.name),
+      row.value,
+      row.default === null ? el("span", { class: "fine" }, "has none") : row.default,
+    ],
+  });
   const headings = [["Field"], ["Value"], ["Default", "fine"]];
-  return section("config", "Config", changed.length + " of " + rows.length + " fields differ from their default, or have none.",
+  return section(
+    "config",
+    "Config",
+    `${changed.length} of ${rows.length} fields differ from their default, or have none.`,
     table(headings, changed.map(line), "config", "Fields that were changed"),
-    el("details", {}, el("summary", {}, "Every field, as resolved"),
-      [...by].map(([name, of]) => [el("h3", {}, name), table(headings, of.map(line), "config", "Fields of " + name)])));
+    el(
+      "details",
+      {},
+      el("summary", {}, "Every field, as resolved"),
+      [...by].map(([name, of]) => [el("h3", {}, name), table(headings, of.map(line), "config", `Fields of ${name}`)]),
+    ),
+  );
 }
