@@ -61,6 +61,15 @@ class Chat:
             ids.pop()
         return str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
+    def token_texts(self) -> list[str]:
+        """What each token id reads as behind another token: with its leading space, where it has one.
+
+        A token that is part of a character reads as U+FFFD."""
+        (before, *_) = self.tokenizer.encode("a", add_special_tokens=False) or (self.end_token_ids[0],)
+        pairs = [[before, token] for token in range(len(self.tokenizer))]
+        texts = [str(self.tokenizer.decode(pair, clean_up_tokenization_spaces=False)) for pair in ([before], *pairs)]
+        return [text[len(texts[0]) :] for text in texts[1:]]
+
     def conversation_ids(self, conversation: Sequence[Message]) -> tuple[int, ...]:
         """Messages in token ids, up to where the policy goes on. Raises ValueError for what cannot be a prompt."""
         messages = [{"role": message.role, "content": message.content} for message in conversation]

@@ -65,6 +65,8 @@ examples:
   grpo talk runs/gsm8k_qwen3_0.6b --steer sycophancy=-1
   grpo score math_answer completions.jsonl
   grpo persona extract configs/persona_list_machine.yaml --trait upper_case
+  grpo report runs/quickstart runs/hot
+  grpo dashboard runs
 """
 
 
@@ -172,8 +174,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     persona_cli.add(commands, add_config=_add_config)
     _add_talk(commands.add_parser("talk", help="talk to a checkpoint in a terminal, steered if wished"))
-    report = commands.add_parser("report", help="write one self-contained HTML file about a run")
-    report.add_argument("run", type=Path, help="a run's folder, such as runs/quickstart")
+    report = commands.add_parser("report", help="write one self-contained HTML file about a run, or about several")
+    report.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a run's folder, such as runs/quickstart")
+    report.add_argument(
+        "--output", type=Path, help="the file (report.html in the run's folder; comparison.html beside several)"
+    )
+    dashboard = commands.add_parser("dashboard", help="serve the same page while runs go on")
+    dashboard.add_argument("folder", type=Path, help="a folder of runs, such as runs")
+    dashboard.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on (127.0.0.1); any but a loopback one asks for a token"
+    )
+    dashboard.add_argument("--port", type=int, default=8686, help="port to listen on, 0 for a free one (8686)")
     score = commands.add_parser(
         "score", help="score completions from a file with any reward, before spending a GPU hour"
     )
@@ -334,9 +345,20 @@ def _report(arguments: argparse.Namespace) -> None:
     from grpo.tracking.report import write_report
 
     try:
-        print(write_report(arguments.run))
+        print(write_report(*arguments.runs, output=arguments.output))
     except (FileNotFoundError, ValueError) as error:
         raise ConfigError(str(error)) from error
+
+
+def _dashboard(arguments: argparse.Namespace) -> None:
+    from grpo.tracking.dashboard import serve
+
+    serve(
+        arguments.folder,
+        host=arguments.host,
+        port=arguments.port,
+        say=lambda address: print(f"open {address} (Ctrl-C ends it)", flush=True),
+    )
 
 
 def _export(arguments: argparse.Namespace) -> None:
@@ -442,6 +464,7 @@ def _score(arguments: argparse.Namespace) -> None:
 _COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     **dict.fromkeys(RUN_COMMANDS, _run_phases),
     "check": _check,
+    "dashboard": _dashboard,
     "export": _export,
     "init": _init,
     "persona": _persona,

@@ -64,6 +64,7 @@ class RunFolder:
         self.profile = path / "profile"
         self.evals = path / "evals"
         self.rollouts = path / "rollouts"
+        self.vocabulary = path / "vocabulary.json"
         self.metrics = path / "metrics.jsonl"
         self.events = path / "events.jsonl"
         self.trained = path / "train.json"
@@ -260,6 +261,7 @@ class RunFolder:
             "train": [
                 *steps,
                 self.rollouts,
+                self.vocabulary,
                 self.metrics,
                 self.events,
                 self.trained,

@@ -23,7 +23,7 @@ from grpo.distributed.world import World
 from grpo.errors import ConfigError, DataError, Interrupted
 from grpo.evaluation_sets import load_sets, num_practised
 from grpo.final_evaluation import check_names
-from grpo.folder import Phase, RunFolder, Start, contents_of
+from grpo.folder import Phase, RunFolder, Start, contents_of, write_text
 from grpo.model import end_token_ids, initial_model, load_model, load_tokenizer, max_positions
 from grpo.persona.applied import Applied, applied_to
 from grpo.persona.steerer import Steerer, Unsteered
@@ -103,6 +103,8 @@ def opened(
         tracks = world.is_main and phases != ()
         tracker = Tracker(folder, config, fresh=start == "fresh", say=console.say) if tracks else SilentTracker()
         stack.callback(tracker.close)
+        if world.is_main and "train" in phases and config.tracking.rollout_files:
+            write_text(folder.vocabulary, json.dumps(parts.chat.token_texts()))  # for readers of rollouts' token ids
         try:
             yield _run(
                 config,

@@ -31,9 +31,19 @@ make_environment() {
 
 # The sandbox of the reward code_tests; its tests are skipped where it is missing.
 need_bubblewrap() {
-    command -v bwrap >/dev/null && return 0
+    need_package bwrap bubblewrap "so the sandbox is not tested"
+}
+
+# The browser that the report and the dashboard are tested in; those tests are skipped where it is missing.
+need_chromium() {
+    need_package chromium chromium "so the report and the dashboard are not tested in a browser"
+}
+
+# need_package COMMAND PACKAGE CONSEQUENCE: install Debian's package where that can be done, or say what it costs.
+need_package() {
+    command -v "$1" >/dev/null && return 0
     if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
-        { apt-get update -qq && apt-get install -y -qq --no-install-recommends bubblewrap; } >/dev/null 2>&1 && return 0
+        { apt-get update -qq && apt-get install -y -qq --no-install-recommends "$2"; } >/dev/null 2>&1 && return 0
     fi
-    echo "bubblewrap is missing, so the sandbox is not tested; on Debian: apt-get install bubblewrap" >&2
+    echo "$2 is missing, $3; on Debian: apt-get install $2" >&2
 }

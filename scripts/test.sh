@@ -13,6 +13,7 @@ case "${1:-}" in
 esac
 make_environment "$environment" test "$constraints"
 need_bubblewrap
+need_chromium
 bin=$environment/bin
 export WANDB_MODE=offline HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 if [ -z "$constraints" ]; then

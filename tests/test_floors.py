@@ -66,6 +66,8 @@ QUARANTINE = {
     "httpx": "rewards/judge.py",
     "langdetect": "rewards/prose/detection.py",
     "nltk": "rewards/prose/sentences.py",
+    "starlette": "grpo/tracking/dashboard.py",
+    "uvicorn": "grpo/tracking/dashboard.py",
 }
 
 

@@ -7,8 +7,8 @@ import yaml
 
 from grpo.tracking.ledger import ledger
 from grpo.tracking.recorded_run import read_run
-from grpo.tracking.report import write_report
 from tests.runs import grpo, read_jsonl, small_run_file
+from tests.test_report import page_of
 
 
 @pytest.fixture
@@ -46,9 +46,9 @@ def test_what_the_profile_had_drawn_is_said_and_not_billed_again(recorded):
 
 
 def test_the_report_shows_the_bill_and_its_sum(recorded):
-    page = write_report(recorded).read_text()
-    assert "205 in all" in page
-    assert "practice: dropped" in page
+    bills = page_of(recorded).run["ledger"]
+    assert sum(bill["tokens"] for bill in bills) == 205
+    assert "practice: dropped" in [bill["purpose"] for bill in bills]
 
 
 def test_a_real_run_is_billed_to_the_last_token(tmp_path):

@@ -22,12 +22,15 @@ def run(tmp_path):
     return tmp_path
 
 
-def test_the_page_says_how_sure_the_labels_are_and_draws_the_difficulty(run):
-    page = page_of(run)
-    assert "25.0 %" in page.text
-    assert "70.2" in page.text  # 281 extreme labels, a quarter of which are wrong
-    assert "7 more have no tier" in page.text
-    assert [attrs for tag, attrs in page.tags if tag == "svg" and attrs.get("class") == "bar-chart"]
+def test_the_page_says_how_sure_the_labels_are_and_counts_by_difficulty(run):
+    tiers = page_of(run).run["tiers"]
+    extreme = next(tier for tier in tiers["summaries"] if tier["tier"] == "extreme")
+    assert extreme["mean_label_error"] == 0.25
+    assert extreme["num_wrong"] == 70.25  # 281 extreme labels, a quarter of which are wrong
+    assert next(tier for tier in tiers["summaries"] if tier["tier"] == "unsolved")["mean_tokens"] is None
+    assert tiers["without_tier"] == 7
+    expected = {"trivial": 120, "moderate": 480, "extreme": 281, "unsolved": 0}
+    assert {name: sum(numbers) for name, numbers in tiers["counts"]} == expected
 
 
 def test_the_picture_is_a_file_of_its_own_that_fetches_nothing():
@@ -52,8 +55,7 @@ def test_the_table_on_the_terminal_has_a_row_a_tier(capsys):
 
 def test_a_manifest_that_cannot_be_read_is_left_out_with_a_note(run):
     (run / "profile" / MANIFEST_FILE).write_bytes(b"PAR1 torn")
-    page = page_of(run)
-    assert "profile/tiers.parquet is not a readable tier manifest" in page.text
+    assert "profile/tiers.parquet is not a readable tier manifest" in page_of(run).run["notes"][0]
 
 
 def test_bars_are_as_high_as_their_counts_and_stand_on_one_another():

@@ -5,8 +5,9 @@ Reads events of a run's folder, which may hold anything; knows no schedule."""
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from grpo.tracking.charts import Mark, format_number
+from grpo.tracking.charts import format_number
 from grpo.tracking.recorded_run import RecordedRun, Row, is_number
+from grpo.tracking.rollout_index import embeddable
 
 MAX_DECISIONS = 60
 
@@ -36,17 +37,6 @@ def decisions(run: RecordedRun) -> Row:
     return {"decisions": shown, "num_decisions": len(events)}
 
 
-def decision_marks(run: RecordedRun) -> list[Mark]:
-    """Where decisions fell, with the temperature that one changed to; one that kept it has no word."""
-    marks = []
-    for event in _events(run)[-MAX_DECISIONS:]:
-        decision = _mapping(event.get("decision"))
-        if is_number(event.get("step")):
-            changed = decision.get("chosen") != decision.get("current") and is_number(decision.get("chosen"))
-            marks.append(Mark(event["step"], format_number(decision["chosen"]) if changed else ""))
-    return marks
-
-
 def _events(run: RecordedRun) -> list[Row]:
     return [event for event in run.events if event.get("event") == "temperature"]
 
@@ -59,16 +49,16 @@ def _decision(event: Row) -> Row:
     rows = [
         {
             "chosen": reading.get("temperature") == decision.get("chosen"),
-            "cells": [reading.get(name) if _has(reading, name) else None for name, _, _ in columns],
+            "cells": [embeddable(reading.get(name)) if _has(reading, name) else None for name, _, _ in columns],
             "verdict": _verdict(reading),
         }
         for reading in readings
     ]
     return {
-        "step": event.get("step"),
-        **{key: decision.get(key) for key in ("chosen", "current", "reason")},
-        "compared": decision.get("compared") or "score",
-        "columns": [(heading, what) for _, heading, what in columns],
+        "step": embeddable(event.get("step")),
+        **{key: embeddable(decision.get(key)) for key in ("chosen", "current", "reason")},
+        "compared": embeddable(decision.get("compared")) or "score",
+        "columns": [[heading, what] for _, heading, what in columns],
         "rows": rows,
         "plateau": _plateau(_mapping(decision.get("plateau"))),
     }

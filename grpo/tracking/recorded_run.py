@@ -4,7 +4,7 @@ Owns the tolerance: a file that is absent is empty, a line that is torn is left 
 twice counts as it was logged last. Knows nothing of how any of it is shown."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -27,6 +27,7 @@ class RecordedRun:
     events: list[Row]
     profile: Manifest | None
     evaluations: list[Row]
+    phases: Row = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -48,6 +49,21 @@ class RecordedRun:
 
 def read_run(run_dir: Path) -> RecordedRun:
     """Everything but the rollouts, which are read where they are chosen: they can outweigh the memory."""
+    notes: list[str] = []
+    return RecordedRun(
+        folder=run_dir,
+        config=read_config(run_dir),
+        metrics=by_step(read_jsonl(run_dir / "metrics.jsonl", notes=notes)),
+        events=read_jsonl(run_dir / "events.jsonl", notes=notes),
+        profile=read_profile(run_dir / "profile" / MANIFEST_FILE, notes=notes),
+        evaluations=read_evaluations(run_dir, notes=notes),
+        phases=read_json(run_dir / "phases.json", notes=notes) or {},
+        notes=notes,
+    )
+
+
+def read_config(run_dir: Path) -> Row:
+    """The run's config. Raises FileNotFoundError where there is none, ValueError where it is no mapping."""
     config_path = run_dir / "config.yaml"
     if not config_path.is_file():
         raise FileNotFoundError(f"{run_dir} is not a run's folder: it has no config.yaml. Give the folder of one run.")
@@ -57,25 +73,26 @@ def read_run(run_dir: Path) -> RecordedRun:
         raise ValueError(f"{config_path} is not readable YAML: {error}") from error
     if not isinstance(config, dict):
         raise ValueError(f"{config_path} must hold a mapping of sections; got {type(config).__name__}")
-    notes: list[str] = []
-    by_step: dict[float, Row] = {}
-    for row in read_jsonl(run_dir / "metrics.jsonl", notes=notes):
+    return config
+
+
+def by_step(rows: Iterable[Row]) -> list[Row]:
+    """One row a step, in order. A resumed run logs a step again: the last word counts."""
+    merged: dict[float, Row] = {}
+    for row in rows:
         if is_number(row.get("step")):
-            by_step.setdefault(row["step"], {}).update(row)  # a resumed run logs a step again: the last word counts
+            merged.setdefault(row["step"], {}).update(row)
+    return [merged[step] for step in sorted(merged)]
+
+
+def read_evaluations(run_dir: Path, *, notes: list[str]) -> list[Row]:
+    """The evaluations that can be read."""
     evaluations = [read_json(path, notes=notes) for path in sorted((run_dir / "evals").glob("*.json"))]
-    return RecordedRun(
-        folder=run_dir,
-        config=config,
-        metrics=[by_step[step] for step in sorted(by_step)],
-        events=read_jsonl(run_dir / "events.jsonl", notes=notes),
-        profile=read_profile(run_dir / "profile" / MANIFEST_FILE, notes=notes),
-        evaluations=[evaluation for evaluation in evaluations if evaluation is not None],
-        notes=notes,
-    )
+    return [evaluation for evaluation in evaluations if evaluation is not None]
 
 
-def read_jsonl(path: Path, *, notes: list[str], lines: frozenset[int] | None = None) -> list[Row]:
-    """The file's objects in order; of the given line numbers (from 0) only, if any are given.
+def read_jsonl(path: Path, *, notes: list[str]) -> list[Row]:
+    """The file's objects in order.
 
     An absent file holds none. A line that is no JSON object is left out and noted."""
     if not path.is_file():
@@ -83,30 +100,44 @@ def read_jsonl(path: Path, *, notes: list[str], lines: frozenset[int] | None = N
     rows, unreadable = [], []
     with path.open("rb") as file:
         for number, line in enumerate(file):
-            if (lines is not None and number not in lines) or not line.strip():
+            if not line.strip():
                 continue
-            row = _parsed(line)
+            row = parsed(line)
             if row is None:
                 unreadable.append(number + 1)
             else:
                 rows.append(row)
     if unreadable:
-        where = ", ".join(map(str, unreadable[:5])) + (", …" if len(unreadable) > 5 else "")
-        notes.append(
-            f"{path.name}: {len(unreadable)} unreadable line(s) left out (line {where}). "
-            "A run that was killed, or is still writing, leaves a torn last line."
-        )
+        notes.append(unreadable_note(path.name, unreadable))
     return rows
+
+
+def unreadable_note(name: str, lines: Sequence[int]) -> str:
+    """What to say of a file with lines that are no JSON objects, counted from 1."""
+    where = ", ".join(map(str, lines[:5])) + (", …" if len(lines) > 5 else "")
+    return (
+        f"{name}: {len(lines)} unreadable line(s) left out (line {where}). "
+        "A run that was killed, or is still writing, leaves a torn last line."
+    )
 
 
 def read_json(path: Path, *, notes: list[str]) -> Row | None:
     """The file's object; None where there is no file, and None with a note where it is no JSON object."""
     if not path.is_file():
         return None
-    row = _parsed(path.read_bytes())
+    row = parsed(path.read_bytes())
     if row is None:
         notes.append(f"{path.parent.name}/{path.name} is not a readable JSON object and was left out.")
     return row
+
+
+def read_json_list(path: Path) -> list[Any]:
+    """The file's list; an empty one where there is no file, or it is of something else."""
+    try:
+        value = json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError, RecursionError):
+        return []
+    return value if isinstance(value, list) else []
 
 
 def read_profile(path: Path, *, notes: list[str]) -> Manifest | None:
@@ -136,17 +167,13 @@ def choose_rollouts(counts: Sequence[int], *, limit: int) -> list[list[int]]:
     ]
 
 
-def num_lines(path: Path) -> int:
-    with path.open("rb") as file:
-        return sum(1 for _ in file)
-
-
 def is_number(value: Any) -> TypeGuard[float]:
     """A number that can be drawn: finite, and no bool. The bound leaves room for a chart's own arithmetic."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
 
 
-def _parsed(line: bytes) -> Row | None:
+def parsed(line: bytes) -> Row | None:
+    """The JSON object in these bytes; None where they hold none."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):
