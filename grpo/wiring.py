@@ -100,7 +100,7 @@ def opened(
             world.watchdog.log_to(folder.log)
         pool = stack.enter_context(_pool(config.reward))
         tracks = world.is_main and phases != ()
-        tracker = Tracker(folder, config, fresh=start == "fresh", say=console.say) if tracks else SilentTracker()
+        tracker = Tracker(folder, config, say=console.say) if tracks else SilentTracker()
         stack.callback(tracker.close)
         try:
             yield _run(
