@@ -16,7 +16,19 @@ ROOT = Path(__file__).resolve().parents[1]
 FLOORS = (
     ("cli", "persona_cli", "wiring"),
     (
-        *("init", "probe", "check", "scoring", "replay", "recipe", "persona_commands", "final_evaluation", "starts"),
+        *(
+            "init",
+            "pace",
+            "probe",
+            "check",
+            "disk",
+            "scoring",
+            "replay",
+            "recipe",
+            "persona_commands",
+            "final_evaluation",
+            "starts",
+        ),
         *("trainer", "thermostat", "update", "sft", "profiling", "evaluation"),
     ),
     ("collecting", "persona", "profile_meter", "rollout", "sampling", "tracking"),
