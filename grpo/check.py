@@ -1,4 +1,4 @@
-"""`grpo check`: what follows from a config before anything runs: batch arithmetic, sizes, memory, problems.
+"""`grpo check`: what follows from a config before anything runs: batch arithmetic, sizes, memory, problems, disk.
 
 The memory is that of the tensors whose sizes are known beforehand. The activations of a forward pass are not among
 them: they grow with train.tokens_per_micro_batch and shrink with model.activation_checkpointing."""
@@ -15,6 +15,7 @@ from torch import nn
 from curricula.refill import MOST_PER_WAVE
 from grpo.config import ModelConfig, RunConfig
 from grpo.data import load_problem_sets
+from grpo.disk import disk
 from grpo.distributed.deepspeed_config import resolved
 from grpo.distributed.world import BUCKET_ELEMENTS
 from grpo.errors import ConfigError, DataError, HubError
@@ -87,7 +88,8 @@ def derived(config: RunConfig, *, num_ranks: int = 1) -> dict[str, object]:
     found |= _steps(config, longest_tokens=longest_tokens(config, context_tokens))
     found |= _model(config, sizes, num_ranks=num_ranks)
     found |= _steering(config)
-    return found | _problems(config, reward)
+    problems, num_profiled = _problems(config, reward)
+    return found | problems | (_disk(config, sizes, num_profiled) if isinstance(sizes, Sizes) else {})
 
 
 def deepspeed_json(config: RunConfig, *, num_ranks: int) -> str:
@@ -368,19 +370,35 @@ def _steering(config: RunConfig) -> dict[str, object]:
     return found
 
 
-def _problems(config: RunConfig, reward: RewardSpec) -> dict[str, object]:
+def _disk(config: RunConfig, sizes: Sizes, num_profiled: int | None) -> dict[str, object]:
+    """GiB of the run's folder by part."""
+    num_muon = sizes.num_muon if config.optim.kind == "muon" else 0
+    moments = sizes.num_copied + 2 * sizes.num_trainable - num_muon
+    parts = disk(
+        config,
+        stages_of(config),
+        weight_bytes=sizes.trainable_bytes,
+        optimizer_bytes=moments * FLOAT32_BYTES,
+        num_profiled=num_profiled,
+    )
+    rows = {f"GiB of the run's folder, {name}, at most": _row([size]).strip() for name, size in parts.items()}
+    return {**rows, "GiB of the run's folder, at most": _row([sum(parts.values())]).strip()}
+
+
+def _problems(config: RunConfig, reward: RewardSpec) -> tuple[dict[str, object], int | None]:
+    """What is known of the problems, and how many of them are profiled."""
     try:
         sets = load_problem_sets(config.data, reward=reward, seed=config.run.seed)
     except HubError as error:
-        return {"problems": f"unknown ({error})"}
+        return {"problems": f"unknown ({error})"}, config.profile.max_problems
     found: dict[str, object] = {
         "problems to practise": len(sets.train),
         "problems of validation": len(sets.validation),
         "problems held out": len(sets.heldout),
     }
     found |= {f"rows dropped, {reason}": count for reason, count in sets.dropped.items()}
+    profiled = min(len(sets.train), config.profile.max_problems or len(sets.train))
     if needs_profile(config):
-        profiled = min(len(sets.train), config.profile.max_problems or len(sets.train))
         found["rollouts of the profile, at least"] = profiled * config.profile.first_rollouts
         found["rollouts of the profile, at most"] = profiled * config.profile.max_rollouts
     evaluated = len(sets.heldout)
@@ -396,4 +414,4 @@ def _problems(config: RunConfig, reward: RewardSpec) -> dict[str, object]:
     if config.evaluation.by_tier:
         found["rollouts of its tiers, at least"] = len(sets.heldout) * config.profile.first_rollouts
         found["rollouts of its tiers, at most"] = len(sets.heldout) * config.profile.max_rollouts
-    return found
+    return found, profiled

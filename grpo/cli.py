@@ -59,7 +59,7 @@ examples:
   grpo train configs/gsm8k_qwen3_0.6b.yaml --resume
   grpo check configs/gsm8k_qwen3_0.6b.yaml
   grpo check configs/gsm8k_qwen3_0.6b.yaml --ranks 8
-  grpo check configs/gsm8k_qwen3_0.6b.yaml --probe
+  grpo check configs/gsm8k_qwen3_0.6b.yaml --probe --time
   grpo export runs/gsm8k_qwen3_0.6b --checkpoint best --output exported
   grpo replay runs/gsm8k_qwen3_0.6b 120 3fa2 0
   grpo talk runs/gsm8k_qwen3_0.6b --steer sycophancy=-1
@@ -138,6 +138,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     check.add_argument(
         "--probe", action="store_true", help="find the train.tokens_per_micro_batch that fits, by training with it"
+    )
+    check.add_argument(
+        "--time", action="store_true", help="measure this machine for some seconds, and tell the time of a step"
     )
     check.add_argument(
         "--memory-gib", type=_positive(float), help="memory that a probe may take (all that the device has left)"
@@ -313,6 +316,12 @@ def _check(arguments: argparse.Namespace) -> None:
 
         for line in probe(config, memory_gib=arguments.memory_gib):
             print(line, flush=True)  # each takes a while
+    if arguments.time:
+        from grpo.pace import pace_lines
+
+        for line in pace_lines(config, num_ranks=arguments.ranks):
+            print(line, flush=True)
+    if arguments.probe or arguments.time:
         return
     from grpo.check import deepspeed_json, derived
 

@@ -69,6 +69,8 @@ class RunFolder:
         self.events = path / "events.jsonl"
         self.trained = path / "train.json"
         self.report = path / "report.html"
+        self.tensorboard = path / "tensorboard"
+        self.tracking_id = path / "tracking_id.txt"
         self.skipped = path / "skipped"
         self.log = path / "logs" / f"rank_{rank}.log"
         self.config = path / "config.yaml"
@@ -267,6 +269,8 @@ class RunFolder:
                 self.trained,
                 self.skipped,
                 self.path / "wandb",
+                self.tensorboard,
+                self.tracking_id,
             ],
             "eval": [self.evals],
             "report": [self.report],

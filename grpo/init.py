@@ -22,7 +22,7 @@ from grpo.errors import ConfigError, DataError
 from grpo.folder import named_disk_errors
 from grpo.scoring import named_reward
 from grpo.types import Problem
-from rewards import RewardSpec, longest_seconds
+from rewards import Pool, RewardSpec, Status, longest_seconds
 
 WIDTH = 100
 PROMPT_STEP_TOKENS = 256
@@ -32,6 +32,9 @@ CHARACTERS_A_TOKEN = 3
 MOST_HELDOUT, MOST_VALIDATION = 256, 128
 LINE_ENDS = {"\x85": "\\x85", "\u2028": "\\u2028", "\u2029": "\\u2029", "\ufeff": "\\ufeff"}
 """What ends a line to YAML and not to JSON, as both escape it."""
+JUDGED = 16
+"""Problems that the reward is asked about, before anything is written."""
+ASK_SERVERS = ("judge", "compose")
 SECONDS_ABOVE = 3.0
 """A pool's limit above what a reward that keeps its own may take."""
 
@@ -174,13 +177,15 @@ def _fields(
     problems = load_problems(reading.source, field="data.train", reward=reward, seed=0, dropped={})
     num_validation = max(2, min(MOST_VALIDATION, len(problems) // 10))
     num_heldout = max(1, min(MOST_HELDOUT, len(problems) // 5)) if heldout is None else MOST_HELDOUT
+    others = load_problems(heldout, field="data.heldout", reward=reward, seed=0, dropped={}) if heldout else []
     num_practised = len(problems) - num_validation - (num_heldout if heldout is None else 0)
     if num_practised < 1:
         raise DataError(
             f"data.train.path = {reading.source.path!r}: {len(problems)} problems are too few to practise, to decide "
             "on and to hold out; name more rows"
         )
-    style, prompt_tokens = _prompts(model, problems, say)
+    _check_reward(reward, problems, say)
+    style, prompt_tokens = _prompts(model, [*problems, *others], say)
     data: dict[str, Any] = {"train": _given(reading.source)} | ({"heldout": _given(heldout)} if heldout else {})
     data |= {"heldout_problems": num_heldout, "validation_problems": num_validation, "max_prompt_tokens": prompt_tokens}
     fields: dict[str, Any] = {
@@ -230,6 +235,28 @@ def _reward_fields(reward: RewardSpec) -> dict[str, Any]:
     fields: dict[str, Any] = named | ({"options": reward.options} if reward.options else {})
     own = longest_seconds(reward)
     return fields | ({"timeout_seconds": math.ceil(own + SECONDS_ABOVE)} if own else {})
+
+
+def _check_reward(reward: RewardSpec, problems: Sequence[Problem], say: Callable[[str], None]) -> None:
+    """Ask the reward about an empty completion of some problems, which is wrong and costs nothing.
+
+    Raises ConfigError where it can judge none of them. One that asks a server, or holds one that does, is not asked."""
+    if reward.name in ASK_SERVERS:
+        return
+    asked = problems[:JUDGED]
+    with Pool(workers=1, timeout_seconds=longest_seconds(reward) + SECONDS_ABOVE) as pool:
+        verdicts = pool.score_all(
+            [(reward, "", problem.for_verifier(finished=True, num_tokens=0)) for problem in asked]
+        )
+    lost = [verdict for verdict in verdicts if verdict.status in (Status.ERROR, Status.TIMEOUT)]
+    if lost:
+        fault = (
+            f"{reward.title} cannot judge {len(lost)} of {len(asked)} problems (an empty completion was asked about): "
+            f"{lost[0].detail}"
+        )
+        if len(lost) == len(asked):
+            raise ConfigError(f"{fault}; name another reward with --reward, or the columns that it reads")
+        say(fault)
 
 
 def _prompts(model: str, problems: Sequence[Problem], say: Callable[[str], None]) -> tuple[str, int]:

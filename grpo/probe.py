@@ -52,7 +52,7 @@ def probe(config: RunConfig, *, memory_gib: float | None) -> Iterator[str]:
     longest = longest_tokens(config, max_positions(skeleton(config.model, tokenizer=tokenizer)))
     most_rows = max(stage.problems_per_step * stage.group_size for stage in stages_of(config))
     bound = None if memory_gib is None else int(memory_gib * GIB)
-    if bound is None and _device(config).type == "cpu":
+    if bound is None and device_of(config).type == "cpu":
         bound = _available_bytes()
     fitting: Probe | None = None
     rows = 1
@@ -83,7 +83,7 @@ def probe(config: RunConfig, *, memory_gib: float | None) -> Iterator[str]:
 
 def _tried(config: RunConfig, file: Path, *, tokens: int, longest: int, bound: int | None) -> Probe:
     """One size in a process of its own, which is ended where it takes more than `bound` of the host's memory."""
-    on_cpu = _device(config).type == "cpu"
+    on_cpu = device_of(config).type == "cpu"
     command = [sys.executable, "-m", "grpo.probe", str(file), str(tokens), str(longest), str(bound or 0)]
     with tempfile.TemporaryFile("w+") as said, tempfile.TemporaryFile("w+") as complained:
         process = subprocess.Popen(command, stdout=said, stderr=complained)
@@ -114,22 +114,23 @@ def measured(config: RunConfig, *, tokens: int, longest: int, device: torch.devi
     tokenizer = load_tokenizer(config.model)
     policy = Policy(load_model(config.model, tokenizer=tokenizer, seed=config.run.seed, device=device))
     optimizer = Optimizer(policy.model, config.optim)
-    optimizer.backward(_loss(policy, _batch(policy, config, rows=1, num_tokens=min(longest, 8))))
+    optimizer.backward(loss_of(policy, batch_of(policy, config, rows=1, num_tokens=min(longest, 8))))
     optimizer.update(rate=config.optim.learning_rate)
-    batch = _batch(policy, config, rows=max(1, tokens // longest), num_tokens=longest)
+    batch = batch_of(policy, config, rows=max(1, tokens // longest), num_tokens=longest)
     for _ in range(2):
-        optimizer.backward(_loss(policy, batch))
+        optimizer.backward(loss_of(policy, batch))
     optimizer.update(rate=config.optim.learning_rate)
     return _peak_bytes(device)
 
 
-def _loss(policy: Policy, batch: MicroBatch) -> Tensor:
+def loss_of(policy: Policy, batch: MicroBatch) -> Tensor:
+    """A loss that takes what the run's own takes."""
     loss: Tensor
     loss, *_ = policy(batch, Wanted(loss_of=lambda logprobs, part: (logprobs * batch.weights[part]).sum()))
     return loss
 
 
-def _batch(policy: Policy, config: RunConfig, *, rows: int, num_tokens: int) -> MicroBatch:
+def batch_of(policy: Policy, config: RunConfig, *, rows: int, num_tokens: int) -> MicroBatch:
     """Rollouts whose prompt is one token: nothing takes more than a token that the policy chose."""
     token_ids = tuple(number % policy.vocabulary for number in range(num_tokens))
     rollout = Rollout(
@@ -155,7 +156,8 @@ def _batch(policy: Policy, config: RunConfig, *, rows: int, num_tokens: int) -> 
     return batch
 
 
-def _device(config: RunConfig) -> torch.device:
+def device_of(config: RunConfig) -> torch.device:
+    """The device that a run of one process takes."""
     return torch.device("cuda" if config.run.device != "cpu" and torch.cuda.is_available() else "cpu")
 
 
@@ -188,7 +190,7 @@ def main(arguments: list[str]) -> int:
     config = load(file)
     if config.run.threads is not None:
         torch.set_num_threads(config.run.threads)
-    device, total = _device(config), 0
+    device, total = device_of(config), 0
     if device.type == "cuda":
         total = torch.cuda.mem_get_info()[1]
         if bound:

@@ -101,7 +101,7 @@ def opened(
             world.watchdog.log_to(folder.log)
         pool = stack.enter_context(_pool(config.reward))
         tracks = world.is_main and phases != ()
-        tracker = Tracker(folder, config, fresh=start == "fresh", say=console.say) if tracks else SilentTracker()
+        tracker = Tracker(folder, config, say=console.say) if tracks else SilentTracker()
         stack.callback(tracker.close)
         if world.is_main and "train" in phases and config.tracking.rollout_files:
             write_text(folder.vocabulary, json.dumps(parts.chat.token_texts()))  # for readers of rollouts' token ids

@@ -279,6 +279,33 @@ def test_what_is_missing_or_wrong_is_named_and_nothing_is_written(tmp_path, caps
     assert sorted(tmp_path.iterdir()) == before
 
 
+def test_a_reward_that_can_judge_none_of_the_rows_is_refused_and_one_that_can_judge_some_is_told_of(tmp_path, capsys):
+    judge = tmp_path / "judge.py"
+    judge.write_text(
+        "def judge(completion, problem, *, least):\n    return 1 / max(0, int(problem['answer']) - least)\n"
+    )
+    arguments = ["--model", MODEL, "--data", written(tmp_path, sums()), "--reward", f"{judge}:judge"]
+    assert grpo("init", tmp_path / "a.yaml", *arguments, "--options", '{"least": 99}') == ConfigError.exit_code
+    said = " ".join(capsys.readouterr().err.split())
+    assert "cannot judge 16 of 16 problems" in said
+    assert "ZeroDivisionError" in said
+    assert not (tmp_path / "a.yaml").exists()
+    assert grpo("init", tmp_path / "a.yaml", *arguments, "--options", '{"least": 4}') == 0
+    assert "cannot judge 3 of 16 problems" in capsys.readouterr().err  # those of 0, 2 and 4
+    # Instructions of another benchmark have the columns of IFEval, and no instruction that the reward knows.
+    row = {"prompt": "p", "instruction_id_list": ["count:none"], "kwargs": [{}]}
+    other = written(tmp_path, [row | {"prompt": f"p{n}"} for n in range(40)], "other.jsonl")
+    assert grpo("init", tmp_path / "b.yaml", "--model", MODEL, "--data", other) == ConfigError.exit_code
+    assert "instructions cannot judge 16 of 16 problems" in capsys.readouterr().err
+
+
+def test_the_longest_prompt_may_be_a_held_out_one(tmp_path):
+    train = written(tmp_path, sums(), "train.jsonl")
+    long = {"question": "What is 1 + 1? " + "Think. " * 400, "answer": "2"}
+    written(tmp_path, [long], "test.jsonl")
+    assert load(begun(tmp_path, "--data", train)).data.max_prompt_tokens == 1024
+
+
 def test_too_few_rows_and_a_file_that_is_not_there_are_errors_of_data(tmp_path, capsys):
     few = ["--model", MODEL, "--data", written(tmp_path, sums(3))]
     assert grpo("init", tmp_path / "a.yaml", *few) == DataError.exit_code

@@ -16,9 +16,9 @@ from tests.runs import grpo, read_jsonl
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT / "tests" / "data"
-# What a script starts from, and no run that a person launches; each has tests of its own.
-OF_SCRIPTS = ("check_learning", "curricula")
-READY = sorted(path for path in (ROOT / "configs").glob("*.yaml") if path.stem not in OF_SCRIPTS)
+# What a script or `grpo persona` starts from, and no run of `grpo recipe`; each has tests of its own.
+OF_OTHERS = ("check_learning", "curricula", "persona_list_machine")
+READY = sorted(path for path in (ROOT / "configs").glob("*.yaml") if path.stem not in OF_OTHERS)
 
 HEADS = ("# Purpose: ", "# Hardware: ", "# Time: ", "# Number to expect: ", "# Start it")
 TINY = {

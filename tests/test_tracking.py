@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -17,10 +18,11 @@ import pytest
 from curricula import Expected, Progress
 from grpo.errors import DiskError
 from grpo.folder import RunFolder
-from grpo.tracking import tracker as tracking
+from grpo.tracking import sinks
+from grpo.tracking import wandb_sink as tracking
 from grpo.tracking.console import Console
 from grpo.tracking.metrics import rollout_rows
-from grpo.tracking.tracker import Tracker
+from grpo.tracking.tracker import Tracker, _whole_groups
 from grpo.types import Group, Message, Problem, Rollout, StopReason
 from rewards import Reward, RewardSpec
 from tests.runs import grpo, read_jsonl, small_run_config, small_run_file
@@ -35,7 +37,7 @@ def folder(tmp_path) -> RunFolder:
 
 
 def tracker_of(folder: RunFolder, **changes: Any) -> Tracker:
-    return Tracker(folder, small_run_config(folder.path, **changes), fresh=False, say=print)
+    return Tracker(folder, small_run_config(folder.path, **changes), say=print)
 
 
 def test_a_step_is_one_line_and_what_is_not_finite_is_null(folder):
@@ -158,6 +160,11 @@ def no_wandb_key(tmp_path, monkeypatch) -> Path:
     return tmp_path / "netrc"
 
 
+def id_of(run: Path) -> str:
+    """What a run is called in wandb."""
+    return (run / "tracking_id.txt").read_text(encoding="utf-8").strip()
+
+
 def wandb_records(path: Path) -> Iterator[Any]:
     """The records of a .wandb file: after a header LevelDB's log format, each record a message of wandb.proto.
 
@@ -217,7 +224,8 @@ def test_wandb_gets_offline_what_metrics_jsonl_gets_and_a_resume_writes_to_the_s
     run = tmp_path / "runs" / "small"
     assert grpo("train", config) == 0
     rows, ids = wandb_history(run)
-    assert ids == {"small"}
+    assert ids == {id_of(run)}
+    assert re.fullmatch(r"small-[0-9a-f]{8}", id_of(run))
     expected = read_jsonl(run / "metrics.jsonl")
     assert [row["_step"] for row in rows] == [1, 2]
     for row, of_file in zip(rows, expected, strict=True):
@@ -229,7 +237,7 @@ def test_wandb_gets_offline_what_metrics_jsonl_gets_and_a_resume_writes_to_the_s
     time.sleep(1.1)
     assert grpo("train", config, "--resume", "train.steps=4") == 0
     rows, ids = wandb_history(run)
-    assert ids == {"small"}
+    assert ids == {id_of(run)}
     assert [row["_step"] for row in rows] == [1, 2, 3, 4]
 
 
@@ -254,7 +262,8 @@ def test_auto_is_online_where_a_key_is_found_and_offline_elsewhere(folder, no_wa
         no_wandb_key.chmod(0o600)
     tracker_of(folder, **{"tracking.wandb": "auto"}).log(1, {"a": 1})
     assert asked["mode"] == mode
-    assert (asked["id"], asked["project"], asked["dir"]) == ("small", "grpo", str(folder.path))
+    assert (asked["id"], asked["project"], asked["dir"]) == (id_of(folder.path), "grpo", str(folder.path))
+    assert (asked["name"], asked["resume"]) == ("small", "allow")
     assert asked["config"]["train"]["steps"] == 8
 
 
@@ -314,7 +323,7 @@ def test_a_wandb_that_cannot_begin_is_one_line_and_the_run_goes_on(folder, wandb
     logged(folder, mode)
     (line,) = capsys.readouterr().out.splitlines()
     tried = "offline" if mode == "auto" else mode
-    assert line == f"wandb cannot begin a run {tried} (RuntimeError: no way to be {tried}); {tracking.GO_ON}"
+    assert line == f"wandb cannot begin a run {tried} (RuntimeError: no way to be {tried}); {sinks.GO_ON}"
     assert len(asked) == 1
 
 
@@ -345,7 +354,7 @@ def test_wandb_itself_with_a_key_and_no_network_is_one_line_and_an_offline_run(t
     assert len(said) == 1
     assert "wandb cannot begin a run online (" in said[0]
     rows, ids = wandb_history(run)
-    assert ids == {"small"}
+    assert ids == {id_of(run)}
     assert [row["_step"] for row in rows] == [1, 2]
 
 
@@ -377,7 +386,7 @@ def test_a_wandb_that_fails_on_the_way_is_one_line_and_the_run_goes_on(folder, w
         "log": "wandb does not take metrics any more (ConnectionError: the service is gone); ",
         "finish": "wandb did not end its run (TimeoutError: still sending); ",
     }
-    assert line == expected[broken] + tracking.GO_ON
+    assert line == expected[broken] + sinks.GO_ON
 
 
 @pytest.mark.parametrize("content", [b"machine\n", b"nonsense here\n", b"\xff\xfe\x00"])
@@ -403,12 +412,154 @@ def test_wandb_is_opened_by_the_first_metrics_and_by_nothing_else(folder, wandb_
     assert asked == []
 
 
-@pytest.mark.parametrize(("fresh", "resume"), [(False, "allow"), (True, None)])
-def test_a_run_that_wandb_knows_is_gone_on_with_unless_it_begins_afresh(folder, wandb_with, fresh, resume):
-    _, asked = wandb_with()
-    config = small_run_config(folder.path, **{"tracking.wandb": "offline"})
-    Tracker(folder, config, fresh=fresh, say=print).log(1, {"a": 1})
-    assert asked[0]["resume"] == resume
+def test_a_resume_goes_on_in_the_same_wandb_run_and_a_training_that_begins_afresh_has_another(tmp_path, wandb_with):
+    runs, asked = wandb_with()
+    changes = {"tracking.wandb": "offline", "sft": None, "curriculum": {"kind": "uniform"}, "evaluation.every_steps": 0}
+    config = small_run_file(tmp_path, **changes, **{"train.steps": 1})
+    for arguments in ([], ["--resume", "train.steps=2"], ["--fresh"]):
+        assert grpo("train", config, *arguments) == 0
+    first, resumed, fresh = (options["id"] for options in asked)
+    assert first == resumed != fresh
+    assert [run.steps for run in runs] == [[1], [2], [1]]
+
+
+def wandb_file(run: Path, name: str) -> Any:
+    """The newest media file that offline runs of a folder wrote under a name."""
+    return json.loads(sorted(run.glob(f"wandb/offline-run-*/files/media/table/{name}_*.table.json"))[-1].read_text())
+
+
+def test_wandb_gets_a_table_of_rollouts_charts_of_tiers_and_temperature_and_the_config(tmp_path, no_wandb_key):
+    changes = {"tracking.wandb": "offline", "tracking.shown_every_steps": 2, "tracking.shown_rollouts": 7, "sft": None}
+    stages = [{"name": "all", "tiers": ["trivial", "moderate", "extreme", "unsolved"], "group_size": 4}]
+    changes |= {"curriculum.stages": stages, "train.steps": 3, "profile.reuse_steps": 0}
+    config = small_run_file(tmp_path, **changes)
+    assert grpo("profile", config) == 0
+    assert grpo("train", config) == 0
+    run = tmp_path / "runs" / "small"
+    rows, _ = wandb_history(run)
+    assert [row["_step"] for row in rows] == [1, 2, 3]
+    assert ["rollouts/_type" in row or "rollouts" in row for row in rows] == [False, True, False]
+    table = wandb_file(run, "rollouts")
+    shown = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+    written = read_jsonl(run / "rollouts" / "step_000002.jsonl")[:4]  # one whole group: seven hold no second one
+    assert len(shown) == 4
+    for found, expected in zip(shown, written, strict=True):
+        assert found == {name: expected[name] for name in tracking.COLUMNS}
+    tiers = wandb_file(run, "charts/tiers_table")
+    metrics = read_jsonl(run / "metrics.jsonl")
+    expected = {
+        (row["step"], name.removeprefix("curriculum/tier_"), value)
+        for row in metrics
+        for name, value in row.items()
+        if name.startswith("curriculum/tier_")
+    }
+    assert len(expected) == 3 * 4
+    assert {(row[0], row[1], row[2]) for row in tiers["data"]} == expected
+    assert tiers["columns"] == ["step", "lineKey", "lineVal"]
+    temperature = wandb_file(run, "charts/temperature_table")
+    assert {row[1] for row in temperature["data"]} == set(tracking.TEMPERATURE)
+    (file,) = run.glob("wandb/offline-run-*/*.wandb")
+    updates = [record.config for kind, record in finished_records(file) if kind == "config"]
+    begun = [record.run.config for kind, record in finished_records(file) if kind == "run"]
+    told = {item.key: item.value_json for config in [*begun, *updates] for item in config.update}
+    assert json.loads(told["train"])["group_size"] == 4
+
+
+def test_a_table_holds_whole_groups_and_of_one_that_is_too_large_its_first_rollouts():
+    rows = [{"problem_id": name} for name in "aaabbbbcc"]
+    for at_most, expected in (
+        (0, ""),
+        (2, "aa"),
+        (3, "aaa"),
+        (6, "aaa"),
+        (7, "aaabbbb"),
+        (9, "aaabbbbcc"),
+        (99, "aaabbbbcc"),
+    ):
+        assert "".join(row["problem_id"] for row in _whole_groups(rows, at_most=at_most)) == expected
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_hostile_text_reaches_wandbs_table(folder, no_wandb_key, text, capsys):
+    rows = list(
+        rollout_rows([hostile_group(text)], step=1, stage="s", tier_of=lambda _: None, advantages={}, reused=[False])
+    )
+    tracker = tracker_of(folder, **{"tracking.wandb": "offline", "tracking.shown_every_steps": 1})
+    tracker.rollouts(1, rows)
+    tracker.log(1, {"a": 1.0})
+    tracker.close()
+    assert "wandb does not" not in capsys.readouterr().out
+    table = wandb_file(folder.path, "rollouts")
+    assert table["data"][0][table["columns"].index("prompt")] == text.encode("utf-8", "replace").decode()
+
+
+# --- TensorBoard and trackio ------------------------------------------------------------------------------------------
+
+
+def test_tensorboard_gets_what_metrics_jsonl_gets_and_a_resume_purges_what_is_done_again(tmp_path):
+    pytest.importorskip("tensorboard", reason="needs the package tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    changes = {"tracking.tensorboard": True, "tracking.shown_every_steps": 2, "sft": None}
+    changes |= {"curriculum": {"kind": "uniform"}, "evaluation.every_steps": 0, "train.steps": 2}
+    config = small_run_file(tmp_path, **changes)
+    assert grpo("train", config) == 0
+    assert grpo("train", config, "--resume", "train.steps=4") == 0
+    run = tmp_path / "runs" / "small"
+    found = EventAccumulator(str(run / "tensorboard"))
+    found.Reload()
+    for name in ("reward/mean", "policy/entropy", "sampling/temperature"):
+        scalars = [(event.step, event.value) for event in found.Scalars(name)]
+        assert [step for step, _ in scalars] == [1, 2, 3, 4]
+        assert [value for _, value in scalars] == pytest.approx(
+            [row[name] for row in read_jsonl(run / "metrics.jsonl")]
+        )
+    texts = [event.tensor_proto.string_val[0].decode() for event in found.Tensors("rollouts/text_summary")]
+    assert len(texts) == 2
+    assert all(line.startswith("    ") for line in texts[0].splitlines() if line)
+    assert '"completion"' in texts[0]
+    assert grpo("train", config, "--fresh") == 0
+    found = EventAccumulator(str(run / "tensorboard"))
+    found.Reload()
+    assert [event.step for event in found.Scalars("reward/mean")] == [1, 2]
+
+
+def test_trackio_gets_what_metrics_jsonl_gets_and_a_resume_writes_to_the_same_run(tmp_path):
+    pytest.importorskip("trackio", reason="needs the package trackio")
+    # In processes of its own: trackio reads the place of its store when it is imported.
+    changes = {"tracking.trackio": True, "tracking.shown_every_steps": 2, "sft": None}
+    changes |= {"curriculum": {"kind": "uniform"}, "evaluation.every_steps": 0, "train.steps": 2}
+    config = small_run_file(tmp_path, **changes)
+    places = {"TRACKIO_DIR": str(tmp_path / "trackio")}
+    for arguments in ([], ["--resume", "train.steps=4"]):
+        command = [sys.executable, "-m", "grpo.cli", "train", str(config), *arguments]
+        done = subprocess.run(command, env=os.environ | places, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert sinks.GO_ON not in (tmp_path / "runs/small/logs/rank_0.log").read_text()
+    run = tmp_path / "runs" / "small"
+    read = "import json, sys; from trackio.sqlite_storage import SQLiteStorage as S; "
+    read += "print(json.dumps(S.get_logs('grpo', sys.argv[1])))"
+    asked = [sys.executable, "-c", read, id_of(run)]
+    told = subprocess.run(asked, env=os.environ | places, capture_output=True, text=True, check=True).stdout
+    rows = json.loads(told.splitlines()[-1])
+    expected = read_jsonl(run / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    assert [row["reward/mean"] for row in rows] == [row["reward/mean"] for row in expected]
+    assert [row["step"] for row in rows if "rollouts" in row] == [2, 4]
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "trackio"])
+def test_a_package_that_is_not_installed_is_one_line_and_the_run_goes_on(folder, monkeypatch, capsys, name):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    monkeypatch.setitem(sys.modules, "trackio", None)
+    tracker = tracker_of(folder, **{f"tracking.{name}": True})
+    for step in (1, 2):
+        tracker.log(step, {"a": step})
+    tracker.close()
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.lower().startswith(f"{name} cannot begin a run (modulenotfounderror: ")
+    assert line.endswith(sinks.GO_ON)
+    assert [row["step"] for row in read_jsonl(folder.metrics)] == [1, 2]
 
 
 def test_events_of_what_is_done_again_are_taken_out_and_the_others_stay(folder):

@@ -100,7 +100,15 @@ class TrackingConfig(Section):
     wandb: Literal["off", "offline", "online", "auto"] = "off"
     """auto is online where a wandb key is found and offline otherwise."""
     wandb_project: str = "grpo"
-    """Project in wandb."""
+    """Project in wandb, and in trackio."""
+    tensorboard: bool = False
+    """Write TensorBoard's files into the folder tensorboard/ of the run (pip install 'grpo-trainer[tensorboard]')."""
+    trackio: bool = False
+    """Write to trackio's local store as well (pip install 'grpo-trainer[trackio]')."""
+    shown_rollouts: int = Field(32, ge=0)
+    """Rollouts of a step, in whole groups, in the tables of wandb and the like; 0 sends none. All are in rollouts/."""
+    shown_every_steps: int = Field(10, ge=1)
+    """Steps between two such tables."""
     rollout_files: int = Field(200, ge=0)
     """Newest steps whose rollouts are kept as JSONL; 0 keeps none."""
 

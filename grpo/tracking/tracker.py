@@ -1,41 +1,43 @@
-"""Where a run's numbers go: metrics.jsonl and events.jsonl always, wandb where it is asked for, rollouts by step.
+"""Where a run's numbers go: metrics.jsonl, events.jsonl and rollouts always, wandb and others where they are asked for.
 
 The JSONL files belong to the run's state: a checkpoint holds their lengths, and a resume cuts off what came after.
-wandb is a guest: whatever fails in it is said in one line, and the run goes on without it."""
+wandb, TensorBoard and trackio are guests (`grpo.tracking.sinks`)."""
 
 import json
 import math
-import netrc
 import os
-from collections.abc import Callable, Iterable, Mapping
+import secrets
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from grpo.config import RunConfig, TrackingConfig
 from grpo.folder import RunFolder, named_disk_errors, write_text
+from grpo.tracking import wandb_sink
+from grpo.tracking.sinks import Guest, Sink
+from grpo.tracking.tensorboard_sink import TensorboardSink
+from grpo.tracking.trackio_sink import TrackioSink
 
-SECRET = "WANDB_API_KEY"
-WANDB_HOST = "api.wandb.ai"
 MAX_SKIPPED_FILES = 20
-TRY_OFFLINE = "trying wandb offline"
-GO_ON = "the run goes on without it, and metrics.jsonl holds every number"
 
 
 class Tracker:
     """Writes a run's metrics, events and rollouts. The main rank has one; others have a `SilentTracker`."""
 
-    def __init__(self, folder: RunFolder, config: RunConfig, *, fresh: bool, say: Callable[[str], None]) -> None:
-        """`fresh` begins the wandb run anew where its name is known already. `say` is told what fails in wandb."""
+    def __init__(self, folder: RunFolder, config: RunConfig, *, say: Callable[[str], None]) -> None:
+        """`say` is told what fails in wandb and the like."""
         self._folder = folder
         self._config: TrackingConfig = config.tracking
-        self._wandb = None if config.tracking.wandb == "off" else _Wandb(folder, config, fresh=fresh, say=say)
+        self._guests = _guests(folder, config, say=say)
+        self._shown: list[Mapping[str, Any]] = []  # rollouts of the step whose metrics are logged next
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """One line of metrics.jsonl. A number that is not finite is written as null, which JSON has."""
         row = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         _append(self._folder.metrics, {"step": step, **row})
-        if self._wandb is not None:
-            self._wandb.log(step, metrics)
+        for guest in self._guests:
+            guest.log(step, metrics, self._shown)
+        self._shown = []
 
     def event(self, step: int, name: str, details: Mapping[str, Any]) -> None:
         """One line of events.jsonl: a stage that begins, a temperature that is chosen, a step without an update."""
@@ -53,7 +55,12 @@ class Tracker:
             write_text(path, "".join(kept))
 
     def rollouts(self, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
-        """The step's rollouts as a file of their own; the oldest files beyond the limit go."""
+        """The step's rollouts as a file of their own; the oldest files beyond the limit go.
+
+        Some of them, where they are due, go with the step's metrics to wandb and the like."""
+        if self._guests and step % self._config.shown_every_steps == 0:
+            rows = list(rows)
+            self._shown = _whole_groups(rows, at_most=self._config.shown_rollouts)
         if self._config.rollout_files == 0:
             return
         path = self._rollout_file(step)
@@ -90,9 +97,9 @@ class Tracker:
                     os.truncate(path, state[name])
 
     def close(self) -> None:
-        """End the wandb run, if there is one."""
-        if self._wandb is not None:
-            self._wandb.close()
+        """End the runs in wandb and the like."""
+        for guest in self._guests:
+            guest.close()
 
     def _rollout_file(self, step: int) -> Path:
         return self._folder.rollouts / f"step_{step:06d}.jsonl"
@@ -129,96 +136,31 @@ class SilentTracker(Tracker):
         pass
 
 
-class _Wandb:
-    """A run in wandb that its first metrics open, so that phases without any open none.
-
-    What raises in it is said once, and ends it: the JSONL files hold everything."""
-
-    def __init__(self, folder: RunFolder, config: RunConfig, *, fresh: bool, say: Callable[[str], None]) -> None:
-        self._folder, self._config = folder, config
-        self._fresh, self._say = fresh, say
-        self._run: Any = None
-        self._has_failed = False
-        self._is_over = False
-
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        if self._run is None and not self._is_over:
-            self._open()
-        if self._run is None:
-            return
-        try:
-            self._run.log(dict(metrics), step=step)
-        except Exception as error:
-            self._give_up("does not take metrics any more", error)
-
-    def close(self) -> None:
-        if self._run is None:
-            return
-        try:
-            self._run.finish()
-        except Exception as error:
-            self._give_up("did not end its run", error)
-
-    def _open(self) -> None:
-        mode = self._config.tracking.wandb
-        if mode == "online" or (mode == "auto" and self._has_key()):
-            self._try("online", remedy=TRY_OFFLINE if mode == "auto" else GO_ON)
-        if self._run is None and mode != "online":
-            self._try("offline", remedy=GO_ON)
-        self._is_over = self._run is None
-
-    def _try(self, mode: Literal["online", "offline"], *, remedy: str) -> None:
-        try:
-            self._run = self._begun(mode)
-        except Exception as error:  # wandb has a family of its own for keys, networks, services and settings
-            self._say(f"wandb cannot begin a run {mode} ({_in_one_line(error)}); {remedy}")
-            self._has_failed = True
-
-    def _begun(self, mode: Literal["online", "offline"]) -> Any:
-        import wandb
-
-        if self._has_failed:
-            # Its process holds the id of the run that did not begin, and would refuse it to this one.
-            wandb.teardown()
-        # An id that is known is gone on with: phases are run one by one, and a run is resumed.
-        resume: Literal["allow"] | None = None if self._fresh else "allow"
-        return wandb.init(
-            project=self._config.tracking.wandb_project,
-            name=self._config.run.name,
-            id=self._config.run.name,
-            dir=str(self._folder.path),
-            mode=mode,
-            resume=resume,
-            config=self._config.model_dump(mode="json"),
-        )
-
-    def _has_key(self) -> bool:
-        try:
-            return has_key()
-        except (netrc.NetrcParseError, OSError, UnicodeDecodeError) as error:
-            self._say(f"wandb: {netrc_path()} cannot be read ({_in_one_line(error)}); {TRY_OFFLINE}")
-            return False
-
-    def _give_up(self, what: str, error: Exception) -> None:
-        self._run, self._is_over = None, True
-        self._say(f"wandb {what} ({_in_one_line(error)}); {GO_ON}")
+def _guests(folder: RunFolder, config: RunConfig, *, say: Callable[[str], None]) -> list[Guest]:
+    """The places that the config asks for, none of them opened."""
+    tracking = config.tracking
+    wanted: list[tuple[str, bool, Callable[[], Sink | None]]] = [
+        ("wandb", tracking.wandb != "off", lambda: wandb_sink.begin(folder, config, run_id=_run_id(folder), say=say)),
+        ("TensorBoard", tracking.tensorboard, lambda: TensorboardSink(folder, config)),
+        ("trackio", tracking.trackio, lambda: TrackioSink(config, run_id=_run_id(folder))),
+    ]
+    return [Guest(name, begin, say=say) for name, is_wanted, begin in wanted if is_wanted]
 
 
-def has_key() -> bool:
-    """Whether wandb finds a key without asking: in the environment, or where `wandb login` puts it."""
-    if os.environ.get(SECRET):
-        return True
-    path = netrc_path()
-    return path.is_file() and netrc.netrc(path).authenticators(WANDB_HOST) is not None
+def _run_id(folder: RunFolder) -> str:
+    """What a run is called in wandb and the like: kept in its folder, so that a resume goes on in the same one, and
+    with a part by chance, so that nobody's run of the same name in the same project is gone on with."""
+    if not folder.tracking_id.is_file():
+        write_text(folder.tracking_id, f"{folder.path.name}-{secrets.token_hex(4)}\n")
+    return folder.tracking_id.read_text(encoding="utf-8").strip()
 
 
-def netrc_path() -> Path:
-    """Where `wandb login` puts a key."""
-    return Path(os.environ.get("NETRC") or Path.home() / ".netrc")
-
-
-def _in_one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+def _whole_groups(rows: Sequence[Mapping[str, Any]], *, at_most: int) -> list[Mapping[str, Any]]:
+    """The first groups, as many as `at_most` rollouts hold; some rollouts of the first where it alone is larger."""
+    end = at_most
+    while 0 < end < len(rows) and rows[end]["problem_id"] == rows[end - 1]["problem_id"]:
+        end -= 1
+    return list(rows[: end or at_most])
 
 
 def _append(path: Path, row: Mapping[str, Any]) -> None:
