@@ -110,18 +110,25 @@ def table_of(vectors: PersonaVectors) -> Table:
 
 def _check_output(run: Run, path: Path, trait: Trait, *, is_fresh: bool) -> None:
     """Raises ConfigError, on every rank, where the file is there and of something else."""
-    fault = ""
     own = print_of(run).content
-    if run.world.is_main and path.is_file() and not is_fresh:
-        held = load(path).origin
-        if (held.trait, held.policy) != (trait.name, own):
-            fault = (
-                f"{path}: holds the vectors of {held.trait} of another policy ({held.checkpoint}, {held.policy[:8]}; "
-                f"this one is {own[:8]}); add --fresh to replace it, or name another file with --output"
-            )
-    fault = run.world.broadcast(fault)
+    looks = run.world.is_main and path.is_file() and not is_fresh
+    fault = run.world.broadcast(_fault_of(path, trait, own=own) if looks else "")
     if fault:
-        raise ConfigError(fault)
+        raise ConfigError(f"{path}: {fault}; add --fresh to replace it, or name another file with --output")
+
+
+def _fault_of(path: Path, trait: Trait, *, own: str) -> str:
+    """What keeps a file from being written over; empty where nothing does."""
+    try:
+        held = load(path).origin
+    except DataError:
+        return "holds no vectors of this format"
+    if (held.trait, held.policy) == (trait.name, own):
+        return ""
+    return (
+        f"holds the vectors of {held.trait} of another policy ({held.checkpoint}, {held.policy[:8]}; this one is "
+        f"{own[:8]})"
+    )
 
 
 def print_of(run: Run) -> PolicyPrint:

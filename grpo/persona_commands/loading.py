@@ -133,7 +133,11 @@ def _own_vectors(run: Run, trait: str) -> tuple[str | None, PersonaVectors | Non
     found: tuple[str | None, PersonaVectors | None] = (None, None)
     if run.world.is_main:
         for path in sorted((run.folder.path / "persona").glob("*.safetensors"), key=lambda path: path.stat().st_mtime):
-            held = load(path)
+            try:
+                held = load(path)
+            except DataError as error:
+                run.console.say(str(error))
+                continue
             if (held.origin.trait, held.origin.policy) == (trait, own):
                 found = (str(path), held)
     return run.world.broadcast(found)

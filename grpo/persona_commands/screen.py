@@ -155,9 +155,8 @@ def screen(
         completion_tokens=run.config.sampling.max_completion_tokens,
         drop=False,
     )
-    kept = None
-    if run.world.is_main:
-        kept = KeptRows(keep_in, rests_on=_rests_on(run, vectors, conversations, screening))
+    rests_on = _rests_on(run, vectors, conversations, screening)  # on every rank: it asks all of them
+    kept = KeptRows(keep_in, rests_on=rests_on) if run.world.is_main else None
     known: dict[int, ScreenedRow] = run.world.broadcast(
         {} if kept is None else {row["row"]: ScreenedRow.from_row(row) for _, row in kept}
     )

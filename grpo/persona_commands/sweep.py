@@ -133,7 +133,8 @@ def sweep(run: Run, vectors: PersonaVectors, grid: Grid, *, keep_in: Path) -> Sw
     _check(grid)
     directions = {block: check_block(vectors, block, over=grid.over)[1] for block in grid.blocks}
     meter = Meter(run, trait_of(vectors), num_problems=grid.num_problems)
-    rows = KeptRows(keep_in, rests_on=_rests_on(run, vectors, grid)) if run.world.is_main else None
+    rests_on = _rests_on(run, vectors, grid)  # on every rank: it asks all of them
+    rows = KeptRows(keep_in, rests_on=rests_on) if run.world.is_main else None
     known: dict[tuple[int, float], Cell] = run.world.broadcast({} if rows is None else _cells_of(rows))
     plain = meter.measure(None)
     cells = []
