@@ -15,11 +15,10 @@ from grpo.evaluation import Estimate
 from grpo.persona.heat_map import heat_map
 from grpo.persona.traits import Trait
 from grpo.persona.vectors import OVERS, Origin, PersonaVectors, load, save
-from grpo.persona_commands.extract import print_of
 from grpo.persona_commands.loading import check_model
 from grpo.persona_commands.measure import Measured
 from grpo.persona_commands.sweep import Cell, Grid, Swept, default_blocks, sweep
-from grpo.starts import Run
+from grpo.starts import Run, print_of
 from tests.runs import grpo, opened_run, read_jsonl, small_run_file
 from tests.test_persona_extract import FIELDS, PERSONA, SCORER, config_of
 

@@ -18,7 +18,7 @@ from grpo import seeds
 from grpo.config import RewardConfig
 from grpo.errors import ConfigError, DataError, Interrupted
 from grpo.final_evaluation import Evaluated, find_policies, load_policy
-from grpo.fingerprints import PolicyPrint, policy_print, profile_fingerprint
+from grpo.fingerprints import profile_fingerprint
 from grpo.folder import named_disk_errors
 from grpo.model import base_of, max_positions
 from grpo.persona.asking import judge_of, questions_of, under
@@ -28,7 +28,7 @@ from grpo.persona.means import Separation, Spread, Sums, Text, averages, separat
 from grpo.persona.traits import Trait
 from grpo.persona.vectors import OVERS, Origin, PersonaVectors, load, save
 from grpo.rollout import Attempts, check_lost, check_prompts, lost_verdicts
-from grpo.starts import Run
+from grpo.starts import Run, print_of
 from grpo.types import Group, Problem
 
 PHASE = "persona extract"
@@ -129,14 +129,6 @@ def _fault_of(path: Path, trait: Trait, *, own: str) -> str:
         f"holds the vectors of {held.trait} of another policy ({held.checkpoint}, {held.policy[:8]}; this one is "
         f"{own[:8]})"
     )
-
-
-def print_of(run: Run) -> PolicyPrint:
-    """The fingerprint of the policy as it stands, on every rank."""
-    weights = run.strategy.weights()
-    found = run.world.broadcast(policy_print(weights) if run.world.is_main else None)
-    assert found is not None  # the main rank has one
-    return found
 
 
 @dataclass(slots=True)

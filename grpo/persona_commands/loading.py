@@ -11,9 +11,8 @@ import torch
 from grpo.errors import ConfigError, DataError
 from grpo.persona.traits import Trait
 from grpo.persona.vectors import Over, PersonaVectors, load, random_like
-from grpo.persona_commands.extract import print_of
 from grpo.persona_commands.measure import Measured, Meter
-from grpo.starts import Run
+from grpo.starts import Run, print_of
 from grpo.steering import Steering
 
 

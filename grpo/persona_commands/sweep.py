@@ -17,10 +17,10 @@ from grpo.persona.asking import judge_of
 from grpo.persona.heat_map import heat_map
 from grpo.persona.kept import KeptRows
 from grpo.persona.vectors import Over, PersonaVectors, random_like, save
-from grpo.persona_commands.extract import print_of, put_in_place
+from grpo.persona_commands.extract import put_in_place
 from grpo.persona_commands.loading import Transfer, check_block, check_model, find_vectors, trait_of, transfer
 from grpo.persona_commands.measure import Measured, Meter
-from grpo.starts import Run
+from grpo.starts import Run, print_of
 from grpo.steering import Steering
 
 COEFFICIENTS = (-4.0, -2.0, -1.0, 1.0, 2.0, 4.0)
