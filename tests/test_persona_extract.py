@@ -339,3 +339,15 @@ def test_two_ranks_give_the_same_vectors(tmp_path):
 
 def test_every_shipped_trait_can_be_read():
     assert load_trait("upper_case").scorer.name == "letter_case"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["zero2", "zero3"])
+def test_ranks_that_share_the_weights_give_the_same_vectors(tmp_path, strategy):
+    folder, arguments = command_of(tmp_path)
+    assert grpo(*arguments) == 0
+    output = tmp_path / "sharded.safetensors"
+    launched("-m", "grpo.cli", *arguments, "--output", str(output), f"distributed.strategy={strategy}", ranks=2)
+    sharded, alone = load(output), load(folder / "planted.safetensors")
+    for over in OVERS:
+        torch.testing.assert_close(sharded.of[over], alone.of[over], rtol=1e-4, atol=1e-5)
