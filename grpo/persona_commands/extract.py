@@ -7,7 +7,7 @@ Each question is asked under both instructions of each pair, through the ordinar
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +73,7 @@ def run_extract(run: Run, trait: Trait, *, checkpoint: str, output: Path | None,
     if not run.world.is_main:
         return
     with named_disk_errors(path, then="and extract again, which draws nothing twice"):
-        save(found, path)
+        save(_with_recommendation(found, path), path)
     run.console.print(table_of(found))
     dropped = "; ".join(f"{count:,} {reason}" for reason, count in found.origin.dropped.items())
     run.console.say(
@@ -106,6 +106,23 @@ def table_of(vectors: PersonaVectors) -> Table:
         )
         table.add_row(str(block), *(f"{number:.3f}" if math.isfinite(number) else "–" for number in numbers))
     return table
+
+
+def _with_recommendation(found: PersonaVectors, path: Path) -> PersonaVectors:
+    """With what a sweep recommended of the same vectors, where the file holds them already."""
+    if not path.is_file():
+        return found
+    try:
+        held = load(path)
+    except DataError:  # it is replaced, as --fresh asked
+        return found
+    if not all(torch.equal(held.of[over], found.of[over]) for over in OVERS):
+        return found
+    return replace(
+        found,
+        recommended_block=held.recommended_block,
+        recommended_coefficient=held.recommended_coefficient,
+    )
 
 
 def _check_output(run: Run, path: Path, trait: Trait, *, is_fresh: bool) -> None:
