@@ -3,11 +3,13 @@
 Needs no torch before a command has a run: a typo should not cost the seconds that its import takes."""
 
 import argparse
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from grpo.errors import Interrupted
+from grpo.config import load
+from grpo.errors import ConfigError, Interrupted
 
 if TYPE_CHECKING:
     from grpo.starts import Run
@@ -52,6 +54,12 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", *, add_
     _add_vectors(project)
     _add_block(project)
     project.add_argument("--output", type=Path, help="the file to write (persona/VECTORS_on_FILE.jsonl of the run)")
+    draft = actions.add_parser("draft", help="a new trait's file, written by the judge's model")
+    draft.add_argument("name", help="of the trait: small letters, digits and _")
+    draft.add_argument("description", help="what the trait is, in a sentence or two")
+    draft.add_argument("--output", type=Path, required=True, help="the YAML file to write; not there yet")
+    draft.add_argument("--config", type=Path, help="a run's YAML file, whose persona.judge is asked")
+    draft.add_argument("--judge", default="{}", help="options of the judge, as JSON, over those of --config")
 
 
 def needs_run(arguments: argparse.Namespace) -> bool:
@@ -68,8 +76,23 @@ def check(arguments: argparse.Namespace) -> None:
 
 
 def run_alone(arguments: argparse.Namespace) -> None:
-    """A command without a run."""
-    raise AssertionError(arguments.action)
+    """A command without a run. Raises ConfigError for options that are none, and as the command."""
+    from grpo.persona_commands.draft import run_draft
+
+    try:
+        options = json.loads(arguments.judge)
+    except ValueError as error:
+        raise ConfigError(f"--judge = {arguments.judge!r}: must be a JSON object ({error})") from error
+    if not isinstance(options, dict):
+        raise ConfigError(f"--judge = {arguments.judge!r}: must be a JSON object")
+    of_config = {} if arguments.config is None else load(arguments.config).persona.judge
+    run_draft(
+        arguments.name,
+        arguments.description,
+        output=arguments.output,
+        judge={**of_config, **options},
+        say=lambda text: print(text, flush=True),
+    )
 
 
 def run_in(run: "Run", arguments: argparse.Namespace) -> None:

@@ -100,6 +100,17 @@ class Judge:
         remark = self._cache.put(key, answer.to_json()) if self._cache is not None else ""
         return Verdict(verdict.score, verdict.mass, _joined(verdict.detail, remark))
 
+    def write(self, prompt: str) -> str:
+        """What the judge writes to the prompt, unread and uncached; for options with read = "text", whose
+        `max_answer_tokens` it may fill.
+
+        Takes at most `worst_case_seconds`. Raises JudgeError when nothing comes, or not the whole of it."""
+        assert self._options.read == "text", "log-probs come with one token or two"
+        deadline = monotonic() + self._options.timeout_seconds
+        body = {**self._settings, "messages": [{"role": "user", "content": prompt}]}
+        answer, _ = self._fetch(json.dumps(body).encode(), deadline=deadline)
+        return answer.text
+
     def _verdict(self, answer: Answer, remarks: list[str]) -> Verdict:
         options = self._options
         score_of = (

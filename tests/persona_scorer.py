@@ -12,3 +12,8 @@ def by_tag(completion: str, problem: Mapping[str, Any]) -> float:
 def never(completion: str, problem: Mapping[str, Any]) -> float:
     """Nothing shows the trait."""
     return 0.0
+
+
+def says_a(completion: str, problem: Mapping[str, Any]) -> float:
+    """The share of the letter a."""
+    return completion.count("a") / len(completion) if completion else 0.0

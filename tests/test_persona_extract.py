@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ from grpo.persona.contrast import INCOHERENT, NO_VERDICT, NOT_HELD_BACK, NOT_SHO
 from grpo.persona.kept import KeptCompletions
 from grpo.persona.means import Spread, Sums, Text, averages, separation, with_random
 from grpo.persona.traits import Trait, load_trait
-from grpo.persona.vectors import OVERS, load
+from grpo.persona.vectors import OVERS, load, save
 from grpo.persona_commands.extract import extract
 from grpo.starts import Run
+from grpo.steering import Steering
 from grpo.types import Message, Problem
 from rewards import RewardSpec
 from tests.launch import launched
@@ -233,8 +235,6 @@ def test_too_few_pairs_are_an_error_with_the_counts_and_the_remedy(tmp_path):
 
 
 def test_what_steers_the_policy_does_not_steer_an_extraction_and_goes_on_after_it(tmp_path):
-    from grpo.steering import Steering
-
     with run_of(tmp_path) as run:
         plain = extract(run, TRAIT, checkpoint="start")
         steering = Steering({0: torch.full((run.policy.hidden_size,), 9.0)}, coefficient=1.0)
@@ -271,8 +271,6 @@ def test_a_killed_extraction_goes_on_and_ends_as_if_it_had_not_been(tmp_path, pa
 
 
 def test_one_that_is_asked_to_stop_ends_between_two_waves_and_keeps_what_it_drew(tmp_path):
-    from dataclasses import replace
-
     kept = tmp_path / "kept.jsonl"
     with run_of(tmp_path) as run:
         stopped = replace(run, should_stop=lambda: True)
@@ -313,7 +311,9 @@ def test_the_command_writes_the_file_and_refuses_one_of_another_policy(tmp_path,
     assert vectors.origin.checkpoint == "start"
     assert len(read_jsonl(folder / "planted_rollouts.jsonl")) == 25
     assert not (folder.parent / "metrics.jsonl").exists()
-    assert grpo(*arguments) == 0  # the same again draws nothing
+    save(replace(vectors, recommended_block=1, recommended_coefficient=2.0), folder / "planted.safetensors")
+    assert grpo(*arguments) == 0  # the same again draws nothing, and what a sweep recommended stays
+    assert load(folder / "planted.safetensors").default_block == 1
     assert grpo(*arguments, "run.seed=4", "--output", str(folder / "planted.safetensors")) == 2
     assert "of another policy" in capsys.readouterr().err
 
@@ -339,3 +339,15 @@ def test_two_ranks_give_the_same_vectors(tmp_path):
 
 def test_every_shipped_trait_can_be_read():
     assert load_trait("upper_case").scorer.name == "letter_case"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["zero2", "zero3"])
+def test_ranks_that_share_the_weights_give_the_same_vectors(tmp_path, strategy):
+    folder, arguments = command_of(tmp_path)
+    assert grpo(*arguments) == 0
+    output = tmp_path / "sharded.safetensors"
+    launched("-m", "grpo.cli", *arguments, "--output", str(output), f"distributed.strategy={strategy}", ranks=2)
+    sharded, alone = load(output), load(folder / "planted.safetensors")
+    for over in OVERS:
+        torch.testing.assert_close(sharded.of[over], alone.of[over], rtol=1e-4, atol=1e-5)

@@ -16,6 +16,7 @@ from grpo.config.base import Section
 from grpo.errors import ConfigError
 
 SHIPPED = files("grpo.persona") / "traits"
+NAME = r"^[a-z][a-z0-9_]*$"
 
 
 class Instructions(Section):
@@ -50,7 +51,7 @@ class Questions(Section):
 class Trait(Section):
     """One trait."""
 
-    name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
+    name: str = Field(pattern=NAME)
     """Names the vector's file and the metrics persona/<name>/..."""
     description: str = Field(min_length=1)
     """What it is, in a sentence or two: for people, and for the judge's rubric."""

@@ -7,7 +7,7 @@ Each question is asked under both instructions of each pair, through the ordinar
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from grpo import seeds
 from grpo.config import RewardConfig
 from grpo.errors import ConfigError, DataError, Interrupted
 from grpo.final_evaluation import Evaluated, find_policies, load_policy
-from grpo.fingerprints import PolicyPrint, policy_print, profile_fingerprint
+from grpo.fingerprints import profile_fingerprint
 from grpo.folder import named_disk_errors
 from grpo.model import base_of, max_positions
 from grpo.persona.asking import judge_of, questions_of, under
@@ -28,7 +28,7 @@ from grpo.persona.means import Separation, Spread, Sums, Text, averages, separat
 from grpo.persona.traits import Trait
 from grpo.persona.vectors import OVERS, Origin, PersonaVectors, load, save
 from grpo.rollout import Attempts, check_lost, check_prompts, lost_verdicts
-from grpo.starts import Run
+from grpo.starts import Run, print_of
 from grpo.types import Group, Problem
 
 PHASE = "persona extract"
@@ -73,7 +73,7 @@ def run_extract(run: Run, trait: Trait, *, checkpoint: str, output: Path | None,
     if not run.world.is_main:
         return
     with named_disk_errors(path, then="and extract again, which draws nothing twice"):
-        save(found, path)
+        save(_with_recommendation(found, path), path)
     run.console.print(table_of(found))
     dropped = "; ".join(f"{count:,} {reason}" for reason, count in found.origin.dropped.items())
     run.console.say(
@@ -108,28 +108,44 @@ def table_of(vectors: PersonaVectors) -> Table:
     return table
 
 
+def _with_recommendation(found: PersonaVectors, path: Path) -> PersonaVectors:
+    """With what a sweep recommended of the same vectors, where the file holds them already."""
+    if not path.is_file():
+        return found
+    try:
+        held = load(path)
+    except DataError:  # it is replaced, as --fresh asked
+        return found
+    if not all(torch.equal(held.of[over], found.of[over]) for over in OVERS):
+        return found
+    return replace(
+        found,
+        recommended_block=held.recommended_block,
+        recommended_coefficient=held.recommended_coefficient,
+    )
+
+
 def _check_output(run: Run, path: Path, trait: Trait, *, is_fresh: bool) -> None:
     """Raises ConfigError, on every rank, where the file is there and of something else."""
-    fault = ""
     own = print_of(run).content
-    if run.world.is_main and path.is_file() and not is_fresh:
-        held = load(path).origin
-        if (held.trait, held.policy) != (trait.name, own):
-            fault = (
-                f"{path}: holds the vectors of {held.trait} of another policy ({held.checkpoint}, {held.policy[:8]}; "
-                f"this one is {own[:8]}); add --fresh to replace it, or name another file with --output"
-            )
-    fault = run.world.broadcast(fault)
+    looks = run.world.is_main and path.is_file() and not is_fresh
+    fault = run.world.broadcast(_fault_of(path, trait, own=own) if looks else "")
     if fault:
-        raise ConfigError(fault)
+        raise ConfigError(f"{path}: {fault}; add --fresh to replace it, or name another file with --output")
 
 
-def print_of(run: Run) -> PolicyPrint:
-    """The fingerprint of the policy as it stands, on every rank."""
-    weights = run.strategy.weights()
-    found = run.world.broadcast(policy_print(weights) if run.world.is_main else None)
-    assert found is not None  # the main rank has one
-    return found
+def _fault_of(path: Path, trait: Trait, *, own: str) -> str:
+    """What keeps a file from being written over; empty where nothing does."""
+    try:
+        held = load(path).origin
+    except DataError:
+        return "holds no vectors of this format"
+    if (held.trait, held.policy) == (trait.name, own):
+        return ""
+    return (
+        f"holds the vectors of {held.trait} of another policy ({held.checkpoint}, {held.policy[:8]}; this one is "
+        f"{own[:8]})"
+    )
 
 
 @dataclass(slots=True)

@@ -11,9 +11,8 @@ import torch
 from grpo.errors import ConfigError, DataError
 from grpo.persona.traits import Trait
 from grpo.persona.vectors import Over, PersonaVectors, load, random_like
-from grpo.persona_commands.extract import print_of
 from grpo.persona_commands.measure import Measured, Meter
-from grpo.starts import Run
+from grpo.starts import Run, print_of
 from grpo.steering import Steering
 
 
@@ -133,7 +132,11 @@ def _own_vectors(run: Run, trait: str) -> tuple[str | None, PersonaVectors | Non
     found: tuple[str | None, PersonaVectors | None] = (None, None)
     if run.world.is_main:
         for path in sorted((run.folder.path / "persona").glob("*.safetensors"), key=lambda path: path.stat().st_mtime):
-            held = load(path)
+            try:
+                held = load(path)
+            except DataError as error:
+                run.console.say(str(error))
+                continue
             if (held.origin.trait, held.origin.policy) == (trait, own):
                 found = (str(path), held)
     return run.world.broadcast(found)

@@ -24,11 +24,11 @@ from grpo.persona.conversations import Conversation, check_fit, read_conversatio
 from grpo.persona.kept import KeptRows
 from grpo.persona.means import Text
 from grpo.persona.vectors import Over, PersonaVectors
-from grpo.persona_commands.extract import print_of, put_in_place
+from grpo.persona_commands.extract import put_in_place
 from grpo.persona_commands.loading import Transfer, check_block, check_model, find_vectors, trait_of, transfer
 from grpo.persona_commands.projecting import Direction, Projected, project
 from grpo.rollout import Answer, Attempts, check_prompts
-from grpo.starts import Run
+from grpo.starts import Run, print_of
 
 PHASE = "persona screen"
 BATCHES_PER_WAVE = 2
@@ -155,9 +155,8 @@ def screen(
         completion_tokens=run.config.sampling.max_completion_tokens,
         drop=False,
     )
-    kept = None
-    if run.world.is_main:
-        kept = KeptRows(keep_in, rests_on=_rests_on(run, vectors, conversations, screening))
+    rests_on = _rests_on(run, vectors, conversations, screening)  # on every rank: it asks all of them
+    kept = KeptRows(keep_in, rests_on=rests_on) if run.world.is_main else None
     known: dict[int, ScreenedRow] = run.world.broadcast(
         {} if kept is None else {row["row"]: ScreenedRow.from_row(row) for _, row in kept}
     )

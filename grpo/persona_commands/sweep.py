@@ -17,10 +17,10 @@ from grpo.persona.asking import judge_of
 from grpo.persona.heat_map import heat_map
 from grpo.persona.kept import KeptRows
 from grpo.persona.vectors import Over, PersonaVectors, random_like, save
-from grpo.persona_commands.extract import print_of, put_in_place
+from grpo.persona_commands.extract import put_in_place
 from grpo.persona_commands.loading import Transfer, check_block, check_model, find_vectors, trait_of, transfer
 from grpo.persona_commands.measure import Measured, Meter
-from grpo.starts import Run
+from grpo.starts import Run, print_of
 from grpo.steering import Steering
 
 COEFFICIENTS = (-4.0, -2.0, -1.0, 1.0, 2.0, 4.0)
@@ -133,7 +133,8 @@ def sweep(run: Run, vectors: PersonaVectors, grid: Grid, *, keep_in: Path) -> Sw
     _check(grid)
     directions = {block: check_block(vectors, block, over=grid.over)[1] for block in grid.blocks}
     meter = Meter(run, trait_of(vectors), num_problems=grid.num_problems)
-    rows = KeptRows(keep_in, rests_on=_rests_on(run, vectors, grid)) if run.world.is_main else None
+    rests_on = _rests_on(run, vectors, grid)  # on every rank: it asks all of them
+    rows = KeptRows(keep_in, rests_on=rests_on) if run.world.is_main else None
     known: dict[tuple[int, float], Cell] = run.world.broadcast({} if rows is None else _cells_of(rows))
     plain = meter.measure(None)
     cells = []
