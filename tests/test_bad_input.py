@@ -546,7 +546,7 @@ def test_an_evaluation_names_the_damaged_checkpoint_and_the_one_that_it_uses(con
     assert grpo("eval", config()) == 0
     said = capsys.readouterr().out
     assert f"eval: {damaged}: state.json was altered after it was written" in said
-    assert f"eval: last is {run / 'checkpoints' / 'step_000001'}" in said
+    assert f"last is {run / 'checkpoints' / 'step_000001'}" in said
     assert json.loads((run / "evals" / "last.json").read_text())["step"] == 1
 
 
