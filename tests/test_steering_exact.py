@@ -147,15 +147,8 @@ def test_steered_log_probs_of_sampler_and_trainer_agree_to_rounding(family, posi
 @pytest.mark.parametrize("family", FAMILIES)
 def test_they_agree_with_any_blocks_coefficient_and_kind_at_any_temperature(family, positions, temperature):
     policy = policy_of(family, seed=1)
-    for blocks in ([0], [1], [2], [0, 2]):
-        for coefficient, kind in (
-            (-100.0, "add"),
-            (-1.0, "add"),
-            (0.1, "add"),
-            (20.0, "add"),
-            (0.5, "ablate"),
-            (2.0, "ablate"),
-        ):
+    for blocks in ([0], [2], [0, 2]):
+        for coefficient, kind in ((-100.0, "add"), (0.1, "add"), (20.0, "add"), (2.0, "ablate")):
             policy.steer(steering_of(blocks, coefficient, kind=kind, positions=positions))
             groups = sampled(policy, requests_of(LENGTHS, temperature=temperature))
             assert gap(policy, groups) < 1, (blocks, coefficient, kind)
