@@ -244,6 +244,7 @@ def test_traits_at_one_block_have_columns_of_their_own_and_random_ones_in_common
     [
         ({"vectors": "absent.safetensors"}, "no such file"),
         ({"block": 2}, "persona.watch.0: block 2: the vectors of ones are of blocks 0 to 1"),
+        ({"measure": True}, "the file holds no whole definition of ones .*; name the trait's file as persona"),
         ({"measure": True, "trait": "absent"}, "trait 'absent': no such trait is shipped"),
         ({"measure": True, "trait": "other.yaml"}, "the vectors are of the trait ones, and .*other.yaml is other"),
     ],

@@ -10,12 +10,13 @@ from pathlib import Path
 from types import MappingProxyType
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from grpo import seeds
 from grpo.batch import MicroBatch
 from grpo.config import FollowConfig, RunConfig, WatchConfig
-from grpo.errors import ConfigError
+from grpo.errors import ConfigError, DataError
 from grpo.persona.asking import judge_of, spec_of
 from grpo.persona.traits import Trait, load_trait
 from grpo.persona.vectors import Over, PersonaVectors, load, random_like
@@ -191,7 +192,13 @@ def _loaded(
 def _definition(watched: WatchConfig, of: PersonaVectors, *, place: str) -> Trait:
     """The trait of the config's file, or as it was when the vectors were extracted."""
     if watched.trait is None:
-        return Trait.model_validate(of.origin.definition)
+        try:
+            return Trait.model_validate(of.origin.definition)
+        except ValidationError as error:
+            raise DataError(
+                f"{place}.vectors = {watched.vectors!r}: the file holds no whole definition of {of.origin.trait} "
+                f"({error.errors()[0]['msg']}); name the trait's file as {place}.trait, or extract the vectors again"
+            ) from error
     trait = load_trait(watched.trait)
     if trait.name != of.origin.trait:
         raise ConfigError(
