@@ -273,9 +273,10 @@ def _persona(arguments: argparse.Namespace) -> None:
     if not persona_cli.needs_run(arguments):
         persona_cli.run_alone(arguments)
         return
-    persona_cli.check(arguments)
+    config = _config(arguments)
+    persona_cli.check(arguments, config)
     # A second command beside the phases: it goes on with whatever the folder holds.
-    with _opened(_config(arguments), start="resume", phases=()) as run:
+    with _opened(config, start="resume", phases=()) as run:
         persona_cli.run_in(run, arguments)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from grpo.config import load
+from grpo.config import RunConfig, load
 from grpo.errors import ConfigError, Interrupted
 
 if TYPE_CHECKING:
@@ -67,12 +67,13 @@ def needs_run(arguments: argparse.Namespace) -> bool:
     return str(arguments.action) != "draft"
 
 
-def check(arguments: argparse.Namespace) -> None:
-    """Raises ConfigError or DataError for files that cannot be read, before anything is loaded."""
+def check(arguments: argparse.Namespace, config: RunConfig) -> None:
+    """Raises ConfigError for a trait or a scorer that cannot be had, before a model is loaded."""
     if arguments.action == "extract":
+        from grpo.persona.asking import judge_of
         from grpo.persona.traits import load_trait
 
-        load_trait(arguments.trait)
+        judge_of(load_trait(arguments.trait), config)
 
 
 def run_alone(arguments: argparse.Namespace) -> None:

@@ -322,6 +322,10 @@ def test_an_unknown_trait_is_an_error_before_the_model_is_loaded(tmp_path, capsy
     _, arguments = command_of(tmp_path)
     assert grpo(*arguments[:-1], "kindness") == 2
     assert "no such trait is shipped (" in capsys.readouterr().err
+    assert grpo(*arguments[:-1], "humour") == 2
+    captured = capsys.readouterr()
+    assert "A judge's endpoint stands in the section persona" in captured.err
+    assert captured.out == ""  # nothing was said of rows or of a model
 
 
 def test_two_ranks_give_the_same_vectors(tmp_path):
