@@ -35,7 +35,7 @@ class SlotLayer(CacheLayerMixin):
         """Write one token a row and return the first `width` positions (the signature is transformers')."""
         for slots, states in ((self.keys, key_states), (self.values, value_states)):
             slots.view(-1, slots.shape[-1]).index_copy_(0, self.written, states.reshape(-1, slots.shape[-1]))
-        return self.keys[:, :, : self.width], self.values[:, :, : self.width]
+        return self.keys.narrow(2, 0, self.width), self.values.narrow(2, 0, self.width)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Keys that a query sees, and their offset. Unused where the mask is given, as the native sampler does."""

@@ -107,7 +107,7 @@ class FusedDecoder:
         self._embed, self._rotary = backbone.embed_tokens, backbone.rotary_emb
         self._types: list[str] = getattr(config, "layer_types", None) or [""] * len(blocks)  # of each block
         self._eps = float(config.rms_norm_eps)
-        self._last_norm = backbone.norm.weight + self._family.norm_offset  # [D]
+        self._last_norm = _after_normed(backbone.norm, self._family)  # [D]
         self._blocks = [_Block(block, self._family, eps=self._eps) for block in blocks]
         half = self._blocks[0].head_size // 2
         # Turned by half a head, the first half of it is what the model subtracts.
@@ -159,7 +159,7 @@ class _Block:
         self._rotates = family.rotates(attention)
 
         def norm(name: str | None) -> Tensor | None:
-            return None if name is None else getattr(block, name).weight + family.norm_offset  # [D]
+            return None if name is None else _after_normed(getattr(block, name), family)  # [D]
 
         self._norms_attention, self._norms_mlp = family.before_attention is not None, family.before_mlp is not None
         self._after_attention, self._after_mlp = norm(family.after_attention), norm(family.after_mlp)
@@ -168,7 +168,7 @@ class _Block:
         scale = float(attention.scaling)
         self._head_weights: Tensor | None = None
         if family.norms_heads:
-            of_query, of_key = (layer.weight + family.norm_offset for layer in (attention.q_norm, attention.k_norm))
+            of_query, of_key = (_after_normed(layer, family) for layer in (attention.q_norm, attention.k_norm))
             each = [of_query * scale] * self._heads + [of_key] * self.key_heads
             self._head_weights = torch.stack(each)  # [H + H', d]
         else:
@@ -176,7 +176,6 @@ class _Block:
         self._project = _Product([query, key, value], norm=norm(family.before_attention))
         self._output = _Product([_affine(attention.o_proj)], norm=None)
         gate, up = _affine(mlp.gate_proj), _affine(mlp.up_proj)
-        self._width = gate.weight.shape[0]
         self._gate_up = _Product([gate, up], norm=norm(family.before_mlp))
         self._down = _Product([_affine(mlp.down_proj)], norm=None)
 
@@ -189,26 +188,29 @@ class _Block:
         read = self._attended(inner, slots, shared, banks=banks, layer=layer)
         hidden = _added(hidden, self._output, read, norm=self._after_attention, eps=eps)
         inner = _normed(hidden, eps=eps) if self._norms_mlp else hidden
-        both = self._gate_up(inner)  # [R, 2 F]
-        inner = self._act(both[:, : self._width]).mul_(both[:, self._width :])  # [R, F]
+        gate, up = self._gate_up(inner).chunk(2, dim=1)  # [R, F] each
+        inner = self._act(gate).mul_(up)
         return _added(hidden, self._down, inner, norm=self._after_mlp, eps=eps)
 
     def _attended(
         self, inner: Tensor, slots: SlotLayer, shared: _Shared, *, banks: list[PrefixBank], layer: int
     ) -> Tensor:
-        rows, turning = inner.shape[0], self._heads + self.key_heads
-        projected = self._project(inner).view(rows, -1, self.head_size)  # [R, H + 2 H', d]
-        turned, value = projected[:, :turning], projected[:, turning:]
+        rows, heads, key_heads, size = inner.shape[0], self._heads, self.key_heads, self.head_size
+        projected = self._project(inner).view(rows, -1, size)  # [R, H + 2 H', d]
+        turned, value = projected.split((heads + key_heads, key_heads), dim=1)
         if self._head_weights is not None:
             turned = _normed(turned, eps=self._eps).mul_(self._head_weights)
         if self._rotates:
-            turned = (turned * shared.cos).addcmul_(turned.roll(self.head_size // 2, -1), shared.sin)
-        keys, values = slots.update(turned[:, self._heads :], value)  # [R, H', W, d]
-        query = turned[:, : self._heads].reshape(rows, self.key_heads, -1, self.head_size)  # [R, H', S, d]
-        scores = torch.baddbmm(shared.mask, query.flatten(0, 1), keys.flatten(0, 1).transpose(1, 2))  # [R · H', S, W]
-        read = _read(scores.softmax(dim=-1), values.flatten(0, 1)).view(query.shape)
+            turned = (turned * shared.cos).addcmul_(turned.roll(size // 2, -1), shared.sin)
+        query, key = turned.split((heads, key_heads), dim=1)
+        keys, values = (states.flatten(0, 1) for states in slots.update(key, value))  # [R · H', W, d]
+        query = query.reshape(rows * key_heads, -1, size)  # [R · H', S, d]
+        scores = torch.baddbmm(shared.mask, query, keys.transpose(1, 2))  # [R · H', S, W]
+        read = _read(scores.softmax(dim=-1), values)  # [R · H', S, d]
         if banks:
-            total = scores.logsumexp(dim=-1).view(query.shape[:3])
+            by_row = (rows, key_heads, -1, size)
+            query, read = query.view(by_row), read.view(by_row)
+            total = scores.logsumexp(dim=-1).view(rows, key_heads, -1)
             read = with_prompts(banks, query, read, total, layer=layer, scale=1.0)
         return read.reshape(rows, -1)  # [R, H · d]
 
@@ -216,6 +218,8 @@ class _Block:
 def _read(weights: Tensor, values: Tensor) -> Tensor:
     """Sums [B, S, d] of `values` [B, W, d] by `weights` [B, S, W], whose order W does not change."""
     step = ORDERED_TOKENS[weights.shape[1] <= FEW_SHARES]
+    if values.shape[1] <= step:
+        return torch.bmm(weights, values)
     read = torch.bmm(weights[:, :, :step], values[:, :step])
     for start in range(step, values.shape[1], step):
         part = slice(start, start + step)
@@ -231,9 +235,16 @@ def _added(hidden: Tensor, product: "_Product", x: Tensor, *, norm: Tensor | Non
 
 
 def _normed(x: Tensor, *, eps: float) -> Tensor:
-    """Divided by its root mean square over the last dimension: in half the calls of torch's function."""
+    """x / √(Σ x² + N · eps) of `x` [..., N]: its root mean square norm over √N, which the weights that follow hold."""
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    return x * norm.mul_(norm).div_(x.shape[-1]).add_(eps).rsqrt_()
+    return x * norm.mul_(norm).add_(eps * x.shape[-1]).rsqrt_()
+
+
+def _after_normed(layer: nn.Module, family: Family) -> Tensor:
+    """What a norm multiplies `_normed` by, [N]."""
+    of_norm: Any = layer
+    weight: Tensor = of_norm.weight + family.norm_offset
+    return weight * len(weight) ** 0.5
 
 
 @dataclass(frozen=True, slots=True)
