@@ -163,7 +163,7 @@ def test_every_supervised_forward_is_steered_and_no_forward_of_a_look(tmp_path, 
         monkeypatch.setattr(Policy, "hidden", noted_hidden)
         run_sft(run)
     assert calls["moved"] == 1  # a step of one micro-batch
-    assert calls["looks"] > 1
+    assert calls["looks"] >= 1  # prefills; what decodes beside it calls `moved` where it is steered
 
 
 def test_vectors_of_another_policy_than_the_cold_start_begins_with_are_refused_unless_allowed(tmp_path):
