@@ -6,9 +6,9 @@ from pydantic import Field, model_validator
 
 from grpo.config.base import Section
 
-TARGETS = {"variance": 0.01, "trait": 0.98, "projection": 0.0}
+TARGETS = {"variance": 0.001, "trait": 0.995, "projection": 0.0}
 PROPORTIONAL = {"variance": 0.0, "trait": 0.0, "projection": 2.0}
-INTEGRAL = {"variance": 0.3, "trait": 0.3, "projection": 0.02}
+INTEGRAL = {"variance": 1.0, "trait": 0.3, "projection": 0.02}
 AVERAGED = {"variance": 1, "trait": 1, "projection": 10}
 LARGEST_VARIANCE = 0.25
 """Of a score between 0 and 1."""
@@ -25,12 +25,14 @@ class FollowConfig(Section):
     trait: str | None = None
     """Whose measures are followed: a name of persona.watch; null takes the trait that is steered."""
     target: float | None = None
-    """Value that the measure is held at; null takes 0.01 for variance, 0.98 for trait, 0 for projection."""
+    """Value that the measure is held at; null takes 0.001 for variance, 0.995 for trait, 0 for
+    projection."""
     proportional: float | None = Field(None, ge=0)
     """Change for a change of the error by 1; null takes 0, and 2 for projection. Errors are of scores between 0 and 1,
     of variances in units of the largest, 0.25, and of drifts in spreads."""
     integral: float | None = Field(None, ge=0)
-    """Change in each step for an error of 1; null takes 0.3, and 0.02 for projection."""
+    """Change in each step for an error of 1; null takes 1 for variance, 0.3 for trait, 0.02 for
+    projection."""
     average_steps: int | None = Field(None, ge=1)
     """Steps over which the measure is averaged before it is compared, the newest counting most; null takes 1, and 10
     for projection, which differs from step to step by the problems that are practised."""
