@@ -230,8 +230,9 @@ def _best(run: Run) -> Path | None:
     return found[-1]
 
 
-def load_policy(run: Run, policy: Evaluated, *, field: str = "evaluation.checkpoints") -> None:
-    """Put the policy in place. Raises CheckpointError, with `field`, where it is torn, or of another model."""
+def load_policy(run: Run, policy: Evaluated, *, field: str = "evaluation.checkpoints", speaker: str = "eval") -> None:
+    """Put the policy in place, and say which it is. Raises CheckpointError, with `field`, where it is torn, or of
+    another model."""
     if policy.path is None:
         load_start(run)
         return
@@ -241,7 +242,7 @@ def load_policy(run: Run, policy: Evaluated, *, field: str = "evaluation.checkpo
     except CheckpointError as error:
         raise CheckpointError(f"{field}, {policy.path}: {error}") from error
     run.rollouts.load_weights()
-    run.console.say(f"{policy.name} is {policy.path}")
+    run.console.say(f"{speaker}: {policy.name} is {policy.path}")
 
 
 def _groupings(run: Run) -> dict[str, Groupings]:

@@ -86,7 +86,7 @@ def run_extract(run: Run, trait: Trait, *, checkpoint: str, output: Path | None,
 def put_in_place(run: Run, checkpoint: str) -> Evaluated:
     """Load the policy that --checkpoint names. Raises CheckpointError where there is none."""
     (policy,) = find_policies(run, [checkpoint], field="--checkpoint")
-    load_policy(run, policy, field="--checkpoint")
+    load_policy(run, policy, field="--checkpoint", speaker="persona")
     return policy
 
 
