@@ -6,8 +6,8 @@ from pathlib import Path
 
 CONFIG = Path("configs/persona_list_machine.yaml")
 TRAIT = "upper_case"
-BLOCK = 1
-COEFFICIENT = 1.5
+BLOCK = 2
+COEFFICIENT = 4.0
 """Chosen, as the block was, on the seeds 1 to 3 by practice alone: the least at which nearly every steered rollout has
 the trait."""
 AGAINST, FOR = "_", "^"
