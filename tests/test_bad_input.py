@@ -17,7 +17,7 @@ import torch
 import yaml
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
-from grpo import cli
+from grpo import commands
 from grpo.distributed.world import World
 from grpo.errors import ConfigError
 from grpo.sampling import native
@@ -621,7 +621,7 @@ def test_a_command_that_keeps_nothing_promises_no_resume_when_it_is_stopped(monk
     def stopped(arguments: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(cli._COMMANDS, command, stopped)
+    monkeypatch.setitem(commands.COMMANDS, command, stopped)
     assert grpo(command, *["list_machine", "rows.jsonl"][: 2 if command == "score" else 1]) == 130
     assert capsys.readouterr().err == f"grpo {command}: stopped at once\n"
 

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from curricula import Outcome
-from grpo.cli import _COMMANDS, EPILOG, RUN_COMMANDS, _parser
+from grpo.arguments import EPILOG, RUN_COMMANDS, parser
+from grpo.commands import COMMANDS
 from grpo.config import RunConfig, load
 from tests.runs import grpo
 
@@ -92,8 +93,8 @@ def test_the_pages_hold_commands_of_every_kind():
 def test_a_command_of_grpo_is_parsed_and_its_config_is_loaded(command):
     arguments = as_grpo(command.words)
     assert arguments is not None
-    parsed, others = _parser().parse_known_args(arguments)
-    assert parsed.command in _COMMANDS
+    parsed, others = parser().parse_known_args(arguments)
+    assert parsed.command in COMMANDS
     overrides = [*getattr(parsed, "overrides", []), *others]
     assert [other for other in others if other.startswith("-") or "=" not in other] == []
     if "config" not in parsed or parsed.config is None:
@@ -120,15 +121,15 @@ def test_every_word_after_grpo_in_running_text_is_a_command():
     wrong = []
     for page in PAGES:
         for found in re.findall(r"`grpo ([a-z]+)[ `]", page.read_text(encoding="utf-8")):
-            if found not in _COMMANDS:
+            if found not in COMMANDS:
                 wrong.append(f"{page.name}: grpo {found}")
     assert wrong == []
-    assert set(RUN_COMMANDS) <= set(_COMMANDS)
+    assert set(RUN_COMMANDS) <= set(COMMANDS)
 
 
 def test_the_check_finds_a_command_that_does_not_exist():
     with pytest.raises(SystemExit):
-        _parser().parse_known_args(["trian", "CONFIG.yaml"])
+        parser().parse_known_args(["trian", "CONFIG.yaml"])
     assert as_grpo(("torchrun", "--nproc-per-node", "8", "scripts/profile_tiers.py", "x.yaml", "--resume")) == [
         *("profile", "x.yaml", "--resume"),
     ]

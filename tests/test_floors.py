@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from grpo.cli import RUN_COMMANDS
+from grpo.arguments import RUN_COMMANDS
 
 ROOT = Path(__file__).resolve().parents[1]
 
 # From the top. A module imports modules of lower floors, and those to its right on its own floor.
 FLOORS = (
-    ("cli", "persona_cli", "wiring"),
+    ("cli", "commands", "arguments", "persona_cli", "wiring"),
     (
         *(
             "talk",
@@ -52,7 +52,19 @@ FLOORS = (
     ("attention", "advantages", "losses", "logprobs", "norms", "packing"),
     ("types", "config", "seeds", "errors", "recompute"),
 )
-WITHOUT_TORCH = ("types", "config", "seeds", "errors", "folder", "practice", "scoring", "cli", "persona_cli")
+WITHOUT_TORCH = (
+    "types",
+    "config",
+    "seeds",
+    "errors",
+    "folder",
+    "practice",
+    "scoring",
+    "cli",
+    "commands",
+    "arguments",
+    "persona_cli",
+)
 
 # A package of some weight or risk, and the one file that may import it, inside a function.
 QUARANTINE = {
