@@ -10,6 +10,8 @@ BLOCK = 2
 COEFFICIENT = 4.0
 """Chosen, as the block was, on the seeds 1 to 3 by practice alone: the least at which nearly every steered rollout has
 the trait."""
+SUPPRESSING = -2.0
+"""Against the trait: chosen on the same seeds."""
 AGAINST, FOR = "_", "^"
 """A tag that the cold start taught to mean lower case, and one that means upper case."""
 
@@ -37,6 +39,10 @@ ARMS: Mapping[str, Arm] = {
     "no leak": Arm((NO_LEAK,)),
     "plain": Arm((LEAK,)),
     "fixed": Arm((LEAK, steering()), is_steered=True),
+    "suppressed": Arm((LEAK, steering(coefficient=SUPPRESSING)), is_steered=True),
+    "suppressed, follow variance": Arm(
+        (LEAK, steering(coefficient=SUPPRESSING, follow="{kind: variance}")), is_steered=True
+    ),
     "random direction": Arm((LEAK, steering(random_control="true")), is_steered=True),
     "increments": Arm((LEAK, steering(blocks="[0, 1, 2]", increments="true")), is_steered=True),
     "completion only": Arm((LEAK, steering(positions="completion")), is_steered=True),
@@ -62,9 +68,9 @@ def vectors_path(seed: int, *, folder: Path) -> Path:
 
 def result_path(seed: int, arm: str, *, folder: Path) -> Path:
     """Where the result of a job is written once it is finished."""
-    return folder / "results" / f"{arm.replace(' ', '_')}_{seed}.json"
+    return folder / "results" / f"{arm.replace(' ', '_').replace(',', '')}_{seed}.json"
 
 
 def log_path(seed: int, arm: str, *, folder: Path) -> Path:
     """Where a job's output goes."""
-    return folder / "logs" / f"{arm.replace(' ', '_')}_{seed}.log"
+    return folder / "logs" / f"{arm.replace(' ', '_').replace(',', '')}_{seed}.log"

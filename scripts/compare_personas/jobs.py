@@ -49,7 +49,7 @@ def from_start(path: Path) -> list[str]:
 
 def run_arm(seed: int, arm: str, *, folder: Path, changes: Sequence[str]) -> None:
     """Practise, then measure the policy at some steps, and write the result."""
-    name = f"{arm.replace(' ', '_')}_{seed}"
+    name = f"{arm.replace(' ', '_').replace(',', '')}_{seed}"
     vectors = str(vectors_path(seed, folder=folder))
     common = [f"run.seed={seed}", f"run.folder={folder}", *from_start(start_path(seed, folder=folder))]
     watched = f"persona.watch=[{{vectors: {vectors}, measure: true}}]"
