@@ -90,6 +90,7 @@ def random_vectors(*, num_blocks: int, hidden_size: int) -> PersonaVectors:
         agreement=zeros,
         hidden_norm=zeros,
         definition={},
+        num_tokens=0,
     )
     noise = torch.Generator().manual_seed(0)
     return PersonaVectors(origin, {over: torch.randn(num_blocks, hidden_size, generator=noise) for over in OVERS})

@@ -32,6 +32,7 @@ def made_vectors(
         trait=trait,
         description="shows the digit 1",
         definition=definition or {"name": trait},
+        num_tokens=0,
         policy="of no weights",
         family="of no weights",
         model_type="llama",

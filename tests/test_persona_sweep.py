@@ -58,6 +58,7 @@ def vectors_of(run: Run, *, trait: Trait = SAYS_A) -> PersonaVectors:
         agreement=(0.0, 1.0),
         hidden_norm=(1.0, 1.0),
         definition=trait.model_dump(mode="json"),
+        num_tokens=0,
     )
     return PersonaVectors(origin=origin, of={over: table.clone() for over in OVERS})
 

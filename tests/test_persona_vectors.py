@@ -1,9 +1,12 @@
 """The file of a trait's vectors, and what is made of it to steer."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from grpo.errors import ConfigError, DataError
 from grpo.persona.vectors import OVERS, Origin, PersonaVectors, load, random_like, save
@@ -33,6 +36,7 @@ ORIGIN = Origin(
     agreement=(0.5, 0.8, 0.9),
     hidden_norm=(1.0, 2.0, 3.0),
     definition={"name": "upper_case"},
+    num_tokens=0,
 )
 TABLE = torch.arange(12.0).reshape(3, 4)
 
@@ -82,4 +86,15 @@ def test_a_table_of_another_shape_is_refused(tmp_path: Path):
     odd = PersonaVectors(origin=ORIGIN, of={over: TABLE[:2].clone() for over in OVERS})
     save(odd, tmp_path / "v.safetensors")
     with pytest.raises(DataError, match="not of shape"):
+        load(tmp_path / "v.safetensors")
+
+
+def test_a_file_of_another_version_is_refused_with_what_to_do(tmp_path):
+    save(vectors(), tmp_path / "v.safetensors")
+    with safe_open(tmp_path / "v.safetensors", framework="pt") as file:
+        about = json.loads(file.metadata()["persona"])
+    del about["origin"]["num_tokens"]
+    tensors = {over: TABLE.clone() for over in OVERS}
+    save_file(tensors, tmp_path / "v.safetensors", metadata={"format": "1", "persona": json.dumps(about)})
+    with pytest.raises(DataError, match=r"another version \(num_tokens\); extract the vectors again"):
         load(tmp_path / "v.safetensors")

@@ -5,7 +5,7 @@ over those that do not: unnormalised, so that a coefficient is in units of the d
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -51,7 +51,7 @@ class Origin:
     agreement: tuple[float, ...]  # [L], cosine of the vectors of the two halves of the questions
     hidden_norm: tuple[float, ...]  # [L], mean norm of the response averages: what a coefficient moves
     definition: Mapping[str, Any]  # the trait's file, so that its questions and scorer are at hand
-    num_tokens: int = 0  # of the completions that were drawn; 0 where the file does not say
+    num_tokens: int  # of the completions that were drawn
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +123,9 @@ def load(path: Path) -> PersonaVectors:
     if metadata.get("format") != FORMAT or "persona" not in metadata:
         raise DataError(f"{path}: holds no persona vectors of format {FORMAT}; make it with `grpo persona extract`")
     about: dict[str, Any] = json.loads(metadata["persona"])
+    unlike = {field.name for field in fields(Origin)} ^ set(about["origin"])
+    if unlike:
+        raise DataError(f"{path}: was written by another version ({min(unlike)}); extract the vectors again")
     for name in OF_BLOCKS:
         about["origin"][name] = tuple(about["origin"][name])
     origin = Origin(**about.pop("origin"))
