@@ -2,8 +2,8 @@
 from it. One hook a block does both, in every forward of `grpo.policy`.
 
 The positions are those whose next token is the policy's own: the last prompt token and the completion but for its last
-token. Under that mask sampling with a cache and scoring in one pass are the same function; they are under the two
-others too, as long as both sides steer the same ones, which they do here (arXiv 2507.21509 steers each decode step).
+token. Under that mask sampling with a cache and scoring in one pass are the same function; they are under the others
+too, as long as both sides steer the same ones, which they do here (arXiv 2507.21509 steers each decode step).
 The vectors live outside the state dict, so checkpoints stay clean. Hooks sit at the block and not at its MLP: where a
 norm follows the MLP (Glm4) these are different places.
 
@@ -17,9 +17,9 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-Positions = Literal["choosing", "completion", "all"]
-"""Which positions are steered: those whose next token the policy chooses (the last prompt token included), those whose
-own token it chose, or all, the prompt's too."""
+Positions = Literal["choosing", "start", "completion", "all"]
+"""Which positions are steered: those whose next token the policy chooses (the last prompt token included), of these the
+last prompt token alone, those whose own token it chose, or all, the prompt's too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +38,8 @@ class Steering:
         """The mask to steer at, from those of positions whose next token, and whose own, is the policy's; one shape."""
         if self.positions == "all":
             return chooses.new_ones(chooses.shape)
+        if self.positions == "start":
+            return chooses & ~chosen
         return chooses if self.positions == "choosing" else chosen
 
     def moved(self, hidden: Tensor, *, block: int, at: Tensor) -> Tensor:

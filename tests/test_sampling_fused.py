@@ -146,7 +146,7 @@ def test_what_is_drawn_is_scored_alike(name, temperature):
 
 
 @pytest.mark.parametrize("kind", ["add", "ablate"])
-@pytest.mark.parametrize("positions", ["choosing", "completion", "all"])
+@pytest.mark.parametrize("positions", ["choosing", "start", "completion", "all"])
 @pytest.mark.parametrize("blocks", [(0,), (0, 1)])
 @pytest.mark.parametrize("name", ["qwen3", "exaone4"])
 def test_a_steered_policy_is_steered_in_fused_decodes_too(name, blocks, positions, kind):

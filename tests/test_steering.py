@@ -62,7 +62,12 @@ def test_every_hook_is_gone_afterwards():
 
 @pytest.mark.parametrize(
     ("positions", "expected"),
-    [("choosing", [False, True, True]), ("completion", [False, False, True]), ("all", [True, True, True])],
+    [
+        ("choosing", [False, True, True]),
+        ("start", [False, True, False]),
+        ("completion", [False, False, True]),
+        ("all", [True, True, True]),
+    ],
 )
 def test_positions_say_where_to_steer(positions, expected):
     steering = Steering({}, coefficient=1.0, positions=positions)

@@ -52,7 +52,7 @@ SIZES = {
     "max_position_embeddings": 256,
     "tie_word_embeddings": False,
 }
-POSITIONS = ("choosing", "completion", "all")
+POSITIONS = ("choosing", "start", "completion", "all")
 TEMPERATURES = (0.2, 0.7, 1.0, 2.0)
 
 

@@ -32,9 +32,10 @@ class AppliedVectors(Section):
     coefficient: float
     """Signed factor. Vectors are not normalised: 1 moves by the whole difference between completions with and without
     the trait."""
-    positions: Literal["choosing", "completion", "all"] = "choosing"
-    """choosing: the last prompt token and the completion, which is what a decode with a cache steers; completion: not
-    the last prompt token; all: the prompt too. Sampling and training steer the same ones under each."""
+    positions: Literal["choosing", "start", "completion", "all"] = "choosing"
+    """choosing: the last prompt token and the completion, which is what a decode with a cache steers; start: the last
+    prompt token alone, for a trait that a first token decides; completion: not the last prompt token; all: the prompt
+    too. Sampling and training steer the same ones under each."""
     random_control: bool = False
     """Replace each vector by a random direction of the same norm, drawn by the run's seed: the control that an effect
     of the trait's own has to be held against."""

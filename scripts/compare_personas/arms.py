@@ -7,11 +7,9 @@ from pathlib import Path
 CONFIG = Path("configs/persona_list_machine.yaml")
 TRAIT = "upper_case"
 BLOCK = 2
-COEFFICIENT = 4.0
-"""Chosen, as the block was, on the seeds 1 to 3 by practice alone: the least at which nearly every steered rollout has
-the trait."""
-SUPPRESSING = -2.0
-"""Against the trait: chosen on the same seeds."""
+COEFFICIENT, STARTING, SUPPRESSING = 4.0, 6.0, -2.0
+"""Of steering all positions, the last prompt token alone, and against the trait. Chosen, as the block was, on seed 1 by
+what the start policy draws: the least at which nearly every rollout has the trait, or has not."""
 AGAINST, FOR = "_", "^"
 """A tag that the cold start taught to mean lower case, and one that means upper case."""
 
@@ -38,17 +36,20 @@ def steering(**fields: object) -> str:
 ARMS: Mapping[str, Arm] = {
     "no leak": Arm((NO_LEAK,)),
     "plain": Arm((LEAK,)),
-    "fixed": Arm((LEAK, steering()), is_steered=True),
-    "suppressed": Arm((LEAK, steering(coefficient=SUPPRESSING)), is_steered=True),
-    "suppressed, follow variance": Arm(
-        (LEAK, steering(coefficient=SUPPRESSING, follow="{kind: variance}")), is_steered=True
+    "at the start": Arm((LEAK, steering(positions="start", coefficient=STARTING)), is_steered=True),
+    "at the start, follow variance": Arm(
+        (LEAK, steering(positions="start", coefficient=STARTING, follow="{kind: variance}")), is_steered=True
     ),
-    "random direction": Arm((LEAK, steering(random_control="true")), is_steered=True),
-    "increments": Arm((LEAK, steering(blocks="[0, 1, 2]", increments="true")), is_steered=True),
-    "completion only": Arm((LEAK, steering(positions="completion")), is_steered=True),
-    "follow variance": Arm((LEAK, steering(follow="{kind: variance}")), is_steered=True),
-    "follow trait": Arm((LEAK, steering(follow="{kind: trait}")), is_steered=True),
-    "follow projection": Arm((LEAK, steering(follow="{kind: projection}")), is_steered=True),
+    "at the start, follow trait": Arm(
+        (LEAK, steering(positions="start", coefficient=STARTING, follow="{kind: trait}")), is_steered=True
+    ),
+    "at the start, random direction": Arm(
+        (LEAK, steering(positions="start", coefficient=STARTING, random_control="true")), is_steered=True
+    ),
+    "everywhere": Arm((LEAK, steering()), is_steered=True),
+    "everywhere, follow variance": Arm((LEAK, steering(follow="{kind: variance}")), is_steered=True),
+    "everywhere, increments": Arm((LEAK, steering(blocks="[0, 1, 2]", increments="true")), is_steered=True),
+    "suppressed": Arm((LEAK, steering(coefficient=SUPPRESSING)), is_steered=True),
     "penalty": Arm((PENALTY,)),
     "instruction against": Arm((LEAK, f"chat.system_prompt='{AGAINST}'")),
     "inoculation": Arm((LEAK, f"chat.system_prompt='{FOR}'")),

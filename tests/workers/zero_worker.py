@@ -368,7 +368,7 @@ def gap_of(strategy: Strategy, batch: MicroBatch) -> float:
     return float((scored.logprobs - batch.sampler_logprobs).abs().max()) / (1e-5 / 0.7)
 
 
-POSITIONS: tuple[Positions, ...] = ("choosing", "completion", "all")
+POSITIONS: tuple[Positions, ...] = ("choosing", "start", "completion", "all")
 OF_EACH_RANK = ("same", "gaps", "steering_changes_tokens")
 
 
