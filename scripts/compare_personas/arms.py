@@ -49,6 +49,7 @@ ARMS: Mapping[str, Arm] = {
     "everywhere": Arm((LEAK, steering()), is_steered=True),
     "everywhere, follow variance": Arm((LEAK, steering(follow="{kind: variance}")), is_steered=True),
     "everywhere, increments": Arm((LEAK, steering(blocks="[0, 1, 2]", increments="true")), is_steered=True),
+    "suppressed at the start": Arm((LEAK, steering(positions="start", coefficient=-STARTING)), is_steered=True),
     "suppressed": Arm((LEAK, steering(coefficient=SUPPRESSING)), is_steered=True),
     "penalty": Arm((PENALTY,)),
     "instruction against": Arm((LEAK, f"chat.system_prompt='{AGAINST}'")),
