@@ -12,6 +12,7 @@ import yaml
 from grpo.config import load
 from tests.chatml import chatml_tokenizer
 from tests.launch import launched
+from tests.personas import vectors_file
 from tests.runs import grpo, read_jsonl
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -130,6 +131,10 @@ def small(path: Path, folder: Path, **changes: Any) -> list[str]:
     if config.sft is not None:
         overrides["sft.traces"] = rows_for(folder, raw["sft"]["traces"], 1)
         overrides |= {"sft.gate_pass_at_1": None, "sft.max_steps": 2, "sft.batch_size": 4, "sft.micro_batch_size": 4}
+    if config.steering is not None:
+        vectors = str(vectors_file(folder, num_blocks=TINY["num_hidden_layers"], hidden_size=TINY["hidden_size"]))
+        overrides |= {"steering.vectors": vectors, "steering.allow_other_model": True}
+        overrides["persona.watch"] = [{"vectors": vectors}]
     for name, chosen in raw["evaluation"].get("sets", {}).items():
         overrides[f"evaluation.sets.{name}.source"] = rows_for(folder, chosen["source"], 3)
     return [str(path), *(f"{name}={json.dumps(value)}" for name, value in (overrides | changes).items())]
