@@ -37,38 +37,37 @@ def page(folder, *decisions):
     return page_of(folder)
 
 
+def decided(folder, *decisions):
+    """The decisions as the page's data has them, the latest first."""
+    return page(folder, *decisions).run["decisions"]
+
+
 def test_a_decision_shows_every_number_that_led_to_it(tmp_path):
-    text = page(tmp_path, asdict(decision())).text
-    for heading in (
-        "Score",
-        "Difference",
-        "s.e.",
-        "Lower",
-        "Upper",
-        "Allowed drop",
-        "p(1 − p)",
-        "Diversity",
-        "Verdict",
-    ):
-        assert heading in text
-    for verdict in ("reference", "admissible", "fails"):
-        assert verdict in text
-    assert "Over the 8 steps before it the mean reward was 0.5" in text
-    assert "raised to 1.2" in text
-    assert "Counts" not in text  # nothing was reweighted
+    (made,) = decided(tmp_path, asdict(decision()))
+    headings = [heading for heading, _ in made["columns"]]
+    assert headings == [
+        *("Temperature", "From", "Problems", "Rollouts", "Score", "Difference", "s.e.", "Lower", "Upper"),
+        *("Allowed drop", "p(1 − p)", "Diversity"),  # and no Counts: nothing was reweighted
+    ]
+    assert [row["verdict"] for row in made["rows"]] == ["reference", "admissible", "fails"]
+    assert [row["cells"][0] for row in made["rows"]] == [1.0, 1.2, 1.4]
+    assert [row["chosen"] for row in made["rows"]] == [False, True, False]
+    assert "Over the 8 steps before it the mean reward was 0.5" in made["plateau"]
+    assert "raised to 1.2" in made["reason"]
 
 
 def test_what_the_window_says_stands_beside_what_was_drawn(tmp_path):
-    text = page(tmp_path, asdict(decision(window=True))).text
-    assert "Counts" in text
-    assert "window" in text
-    assert "undecided" in text
-    assert "0.123" in text
+    (made,) = decided(tmp_path, asdict(decision(window=True)))
+    headings = [heading for heading, _ in made["columns"]]
+    assert "Counts" in headings
+    of_window = [row for row in made["rows"] if row["cells"][headings.index("From")] == "window"]
+    assert of_window
+    assert "undecided" in {row["verdict"] for row in of_window}
+    assert 0.123 in {row["cells"][headings.index("Counts")] for row in made["rows"]}
 
 
 @pytest.mark.parametrize("chosen", [1.2, 1.0])
-def test_the_chart_marks_decisions_and_names_the_temperature_that_one_changed_to(tmp_path, chosen):
-    html = page(tmp_path, {"chosen": chosen, "current": 1.0, "readings": [], "reason": "r"}).html
-    section = html[html.index('id="temperature"') :]
-    assert section.count('class="mark"') == 1
-    assert (">1.2</text>" in section[: section.index("Decisions")]) == (chosen == 1.2)
+def test_a_decision_says_when_it_fell_and_what_it_left(tmp_path, chosen):
+    (made,) = decided(tmp_path, {"chosen": chosen, "current": 1.0, "readings": [], "reason": "r"})
+    assert (made["step"], made["current"], made["chosen"]) == (24, 1.0, chosen)
+    assert made["rows"] == []
