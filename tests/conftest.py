@@ -2,12 +2,17 @@
 
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
 from grpo.config import ModelConfig
 from grpo.model import base_of, load_model, load_tokenizer
 from grpo.policy import Policy
+
+# How long an example takes is the machine's to say, and no property of the code.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
