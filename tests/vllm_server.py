@@ -14,7 +14,7 @@ from grpo.sampling import handover
 from grpo.tasks.list_machine import tokenizer
 from tests.launch import free_port
 
-START_SECONDS = 120.0
+START_SECONDS = 300.0
 OPTIONS = (
     *("--dtype", "float32", "--enforce-eager", "--max-model-len", "64", "--max-num-seqs", "64"),
     *("--logprobs-mode", "processed_logprobs", "--generation-config", "vllm", "--enable-scale-out"),
