@@ -22,11 +22,11 @@ def test_adapters_alone_are_handed_over_and_drawn_from():
         with torch.no_grad():
             for name, parameter in policy.named_parameters():
                 if "lora_B" in name:
-                    parameter.normal_(std=0.3, generator=torch.Generator().manual_seed(seed))
+                    parameter.normal_(std=0.05, generator=torch.Generator().manual_seed(seed))
         before = list(sampler.sample(requests))
         assert largest_gap(policy, requests, before) > 1e-2  # not yet loaded
         sampler.load_weights(policy)
-        assert largest_gap(policy, requests, list(sampler.sample(requests))) < 1e-4
+        assert largest_gap(policy, requests, list(sampler.sample(requests))) < 2e-5
 
 
 @needs_vllm

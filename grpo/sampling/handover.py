@@ -42,8 +42,9 @@ def named_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def write_shape(model: nn.Module, folder: Path, *, tokenizer: PreTrainedTokenizerBase) -> None:
-    """A model's folder without its weights: config and tokenizer, which an engine starts from."""
+    """Add a model's config and tokenizer to `folder`, which an engine starts from."""
     base = base_of(model)
+    folder.mkdir(exist_ok=True)
     config = base.config.to_dict() | {
         "architectures": [type(base).__name__]
     }  # by which an engine knows the head is one

@@ -178,10 +178,9 @@ class VllmSampler:
         from vllm.v1.engine.llm_engine import LLMEngine
 
         folder = Path(self._folder.name) / "model"
-        folder.mkdir()
-        handover.write_shape(policy.model, folder, tokenizer=tokenizer)
         if self._rank is not None:
-            handover.write_weights(policy.model, folder)
+            handover.write_weights(policy.model, folder)  # the base's, which stay
+        handover.write_shape(policy.model, folder, tokenizer=tokenizer)
         cache_gib = self._own.cache_gib or (CPU_CACHE_GIB if self._device.type == "cpu" else None)
         arguments: dict[str, Any] = {
             "model": str(folder),
