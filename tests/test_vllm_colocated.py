@@ -1,5 +1,7 @@
 """The engine in this process: adapters, comparisons of what it holds, and its refusals."""
 
+import json
+
 import pytest
 import torch
 
@@ -11,6 +13,7 @@ from grpo.sampling.handover import WeightsDifferError
 from grpo.sampling.protocol import Request
 from grpo.steering import Steering
 from tests.engines import engine, largest_gap, needs_vllm, requests_of, small_policy, vllm_engine
+from tests.launch import launched
 
 
 @needs_vllm
@@ -56,3 +59,12 @@ def test_steering_and_grids_are_refused():
     sampler.steer(None)
     with pytest.raises(ValueError, match="at the temperature of the draw alone"):
         list(sampler.sample([Request((1,), (1,), 1.0, grid=(0.5,))]))
+
+
+@needs_vllm
+@pytest.mark.slow
+def test_each_rank_of_a_launcher_has_an_engine_of_its_own():
+    said = launched("tests/workers/vllm_worker.py", ranks=2)
+    found = json.loads(next(line for line in said.splitlines() if line.startswith("found ")).removeprefix("found "))
+    assert [of_rank["drawn"] for of_rank in found] == [6, 8]
+    assert all(of_rank["gap"] < 1e-4 for of_rank in found)

@@ -3,7 +3,7 @@
 import pytest
 
 from grpo.errors import ConfigError
-from tests.engines import needs_vllm
+from tests.engines import LEARNING, needs_vllm
 from tests.runs import grpo, opened_run, read_jsonl, small_run_config, small_run_file
 
 ENGINE = {"eager": True, "seeds": "engine", "cache_gib": 0.1, "check_every_syncs": 2}
@@ -18,6 +18,14 @@ def test_a_recipe_is_sampled_by_vllm_from_the_cold_start_to_the_final_evaluation
     gaps = [row["policy/sampler_logprob_gap_max"] for row in rows if "policy/sampler_logprob_gap_max" in row]
     assert len(gaps) >= 4  # of the steps that drew groups of their own, beside the profile's
     assert 0 < max(gaps) < 1e-5  # rounding alone: weights of the step before would be 1e-3 off
+
+
+@pytest.mark.parametrize("changes", [{}, pytest.param(VLLM, marks=needs_vllm)], ids=["native", "vllm"])
+def test_a_policy_learns_whichever_engine_draws(tmp_path, changes):
+    assert grpo("train", small_run_file(tmp_path, **changes | LEARNING)) == 0
+    rewards = [row["reward/mean"] for row in read_jsonl(tmp_path / "runs" / "small" / "metrics.jsonl")]
+    assert sum(rewards[:5]) / 5 < 0.6
+    assert sum(rewards[-5:]) / 5 > 0.8
 
 
 @needs_vllm
