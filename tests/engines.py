@@ -60,7 +60,7 @@ def vllm_engine(policy: Policy, *, stop: Sequence[str] = (), shares_process_grou
         config,
         end_token_ids=(END,),
         tokenizer=tokenizer(),
-        context_tokens=128,
+        context_tokens=256,
         shares_process_group=shares_process_group,
     )
 

@@ -52,6 +52,16 @@ def test_weights_that_change_are_drawn_from_once_they_are_loaded(name):
 
 
 @BOTH
+def test_nothing_of_a_long_prompt_is_remembered_over_a_change_of_weights(name):
+    requests = [Request(tuple(n % 95 for n in range(200)), (key("a"), key("b")), 1.0)]  # more than a block of a cache
+    other = small_policy(seed=1)
+    sampler = engine(name, small_policy())
+    list(sampler.sample(requests))
+    sampler.load_weights(other)
+    assert largest_gap(other, requests, list(sampler.sample(requests))) < 1e-4
+
+
+@BOTH
 def test_weights_that_are_changed_in_place_are_drawn_from_too(name):
     requests = requests_of(5, rollouts=4)
     policy = small_policy()
