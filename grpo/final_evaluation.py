@@ -329,7 +329,7 @@ def _rests_on(run: Run, name: str) -> str:
         "problems": [[problem.id, problem.answer, problem.meta] for problem in problems],
         "judge": judge_print(judge_of(config, name)),
         "rollouts": [evaluation.rollouts_per_problem, evaluation.temperature, evaluation.k],
-        "sampling": config.sampling.model_dump(mode="json", exclude={"max_rows", "prefill_tokens"}),
+        "sampling": config.sampling.model_dump(mode="json", exclude={"max_rows", "prefill_tokens", "vllm"}),
         "seed": config.run.seed,
         "column": evaluation.by_column if any(evaluation.by_column in problem.meta for problem in problems) else None,
         "tiers": _tiers_rest_on(run) if evaluation.by_tier and name == "heldout" else None,

@@ -60,7 +60,7 @@ def profile_fingerprint(
         "base": None if config.model.lora is None else config.model.path or config.model.architecture,
         "float32_head": config.model.float32_head,
         "temperature": temperature,
-        "sampling": sampling.model_dump(mode="json", exclude={"max_rows", "prefill_tokens"}),
+        "sampling": sampling.model_dump(mode="json", exclude={"max_rows", "prefill_tokens", "vllm"}),
         "chat": _hash("\x1f".join((chat.template, config.chat.system_prompt or "", str(chat.end_token_ids)))),
         "reward": judge_print(config.reward) | {"format": config.data.train.format},
         "seed": config.run.seed,

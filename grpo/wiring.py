@@ -31,8 +31,8 @@ from grpo.persona.watched import WatchedTrait, check_steered, load_watched
 from grpo.policy import Policy
 from grpo.profiling import check_store_folder
 from grpo.rollout import GaveUp, Rollouts, check_prompts
-from grpo.sampling.invariance import verdict
-from grpo.sampling.native import NativeSampler
+from grpo.sampling.engines import made_sampler
+from grpo.sampling.protocol import Sampler
 from grpo.starts import Run
 from grpo.tracking.console import Console
 from grpo.tracking.tracker import SilentTracker, Tracker
@@ -57,7 +57,7 @@ class _Parts:
     policy: Policy
     chat: Chat
     strategy: Strategy
-    sampler: NativeSampler
+    sampler: Sampler
     initial_weights: Callable[[], Mapping[str, Tensor]]
     steerer: Steerer | Unsteered
     sft_steering: Applied | None
@@ -214,15 +214,15 @@ def _parts(
             raise GaveUp
 
     with strategy.sampling_policy() as sampled:
-        sampler = NativeSampler(
+        sampler = made_sampler(
+            config,
             sampled,
-            config.sampling,
             end_token_ids=chat.end_token_ids,
             tokenizer=tokenizer,
+            world=world,
+            say=console.say,
             on_progress=on_progress,
         )
-        console.say(sampler.describe())
-        console.say(verdict(sampler.layout_gap()))
     console.say(
         "training: without padding, and a group's prompt is computed once"
         if policy.packs

@@ -22,6 +22,7 @@ USED_BY_OTHERS = (
     "MovesConfig",
     "Source",
     "StageConfig",
+    "VllmConfig",
     "WatchConfig",
 )
 

@@ -33,12 +33,12 @@ def by_deepspeed(*arguments: str | Path, ranks: int) -> list[str]:
         "--num_gpus",
         str(ranks),
         "--master_port",
-        str(_free_port()),
+        str(free_port()),
         *map(str, arguments),
     ]
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -14,6 +14,7 @@ from grpo.config.inputs import (
     RunSection,
     SamplingConfig,
     Source,
+    VllmConfig,
 )
 from grpo.config.load import SCHEMA_FILE, dump, fingerprint, load, schema, sections_of, write_schema
 from grpo.config.persona import PersonaConfig, WatchConfig
@@ -65,6 +66,7 @@ __all__ = [
     "TemperatureConfig",
     "TrackingConfig",
     "TrainConfig",
+    "VllmConfig",
     "WatchConfig",
     "WatchdogConfig",
     "dump",

@@ -178,9 +178,59 @@ class DataConfig(Section):
     """drop: leave problems with longer prompts out, and count them."""
 
 
+class VllmConfig(Section):
+    """vLLM as the engine: where it runs, what it may hold, and how the policy's weights come to it."""
+
+    mode: Literal["colocated", "server"] = "colocated"
+    """colocated: an engine in each process of the run, beside the policy; server: vLLM's own, which you start."""
+    memory_fraction: float = Field(0.4, gt=0, lt=1)
+    """Share of the device's memory for a colocated engine on a GPU: its copy of the weights, and keys and values."""
+    cache_gib: float | None = Field(None, gt=0)
+    """Memory for keys and values of a colocated engine, in GiB; null takes what memory_fraction leaves (a CPU: 1)."""
+    eager: bool = False
+    """Run the model without CUDA graphs and compilation: a shorter start, slower decoding. For a colocated engine."""
+    sleep: bool = True
+    """Let a colocated engine on a GPU give its memory back while nothing is sampled; a CPU's cannot."""
+    seeds: Literal["request", "engine"] = "request"
+    """request: each completion has a seed of its own, from the run's; engine: one generator draws for all, as on a CPU,
+    where vLLM cannot do otherwise."""
+    urls: list[str] = []
+    """Addresses of the servers, such as http://node1:8000; each of them serves some of the ranks."""
+    exchange_folder: str | None = None
+    """Folder that the run and the servers see under this path, in which weights are handed over."""
+    check_every_syncs: int = Field(20, ge=0)
+    """Hand-overs of weights between comparisons of what the engine holds with the policy's own; 0 compares never."""
+    timeout_seconds: float = Field(300.0, gt=0)
+    """How long a server may be gone or silent before the run ends with its name."""
+
+    @model_validator(mode="after")
+    def _of_one_mode(self) -> Self:
+        if self.mode == "server":
+            names = ("memory_fraction", "cache_gib", "eager", "sleep")
+            self.refuse_unread(*names, because="mode is server", remedy="give it to the server")
+            if not self.urls:
+                raise ValueError("mode = 'server' needs the servers' addresses; set urls: [http://HOST:PORT]")
+            if self.exchange_folder is None:
+                raise ValueError(
+                    "mode = 'server' hands weights over in files; set exchange_folder: a folder that servers see too"
+                )
+        else:
+            of_servers = ("urls", "exchange_folder", "timeout_seconds")
+            self.refuse_unread(*of_servers, because="mode is colocated", remedy="set mode: server")
+        wrong = [url for url in self.urls if not re.fullmatch(r"https?://[^/\s]+/?", url)]
+        if wrong:
+            raise ValueError(f"urls has {wrong[0]!r}: must be an address such as http://node1:8000, without a path")
+        return self
+
+
 class SamplingConfig(Section):
     """How completions are drawn. The temperature has a section of its own."""
 
+    engine: Literal["native", "vllm"] = "native"
+    """native: the policy's own modules draw, exactly as training scores; vllm: a copy of the policy in vLLM draws
+    (docs/vllm.md)."""
+    vllm: VllmConfig = VllmConfig()
+    """How vLLM runs, where it is the engine."""
     max_completion_tokens: int = Field(1024, ge=1)
     """Limit of a completion, the end token included."""
     top_p: float = Field(1.0, gt=0, le=1)
@@ -200,6 +250,20 @@ class SamplingConfig(Section):
     def _stops_on_something(self) -> Self:
         if "" in self.stop_strings:
             raise ValueError(f"stop_strings = {self.stop_strings!r}: an empty text would end nothing; leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _fits_the_engine(self) -> Self:
+        if self.engine == "native":
+            self.refuse_unread("vllm", because="engine is native", remedy="set engine: vllm")
+            return self
+        off: dict[str, float] = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
+        for name, value in off.items():
+            if getattr(self, name) != value:
+                raise ValueError(
+                    f"{name} = {getattr(self, name)} and engine = 'vllm', which does not tell what tokens were left "
+                    f"for each draw, so that training could not score them alike; set {name}: {value} or engine: native"
+                )
         return self
 
 

@@ -35,6 +35,8 @@ FREE_FIELDS = (
     # How work is cut to fit a memory: rounding alone, so that a run that ran out of it can go on with less.
     "sampling.max_rows",
     "sampling.prefill_tokens",
+    # Where the engine runs and what it may hold; which engine it is stays.
+    "sampling.vllm",
     "train.tokens_per_micro_batch",
     "model.activation_checkpointing",
     "sft.micro_batch_size",

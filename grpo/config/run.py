@@ -158,6 +158,8 @@ class RunConfig(Section):
                 f"sampling.max_completion_tokens = {self.sampling.max_completion_tokens}; lower it"
             )
         self._check_optimizer()
+        if self.sampling.engine == "vllm":
+            self._check_vllm()
         problems = {"train.problems_per_step": self.train.problems_per_step}
         if self.curriculum.kind == "two_stages":
             problems |= {
@@ -265,3 +267,32 @@ class RunConfig(Section):
                 "gradients before it measures and clips their norm, and scales its updates to no RMS; set strategy: "
                 "ddp or kind: adamw"
             )
+
+    def _check_vllm(self) -> None:
+        """What vLLM does not draw as training scores it, or not at all, is refused here: it is seen in the config."""
+        zero3 = self.distributed.strategy == "zero3"
+        refused = (
+            (self.model.float32_head, "model.float32_head = true", "it computes logits in model.dtype", "false"),
+            (
+                self.temperature.counterfactual,
+                "temperature.counterfactual = true",
+                "it tells log-probs at the temperature of the draw alone",
+                "false",
+            ),
+            (
+                self.steering is not None and self.steering.mode != "train_only",
+                f"steering.mode = {self.steering.mode if self.steering else None!r}",
+                "it steers no draws",
+                "train_only, or sampling.engine: native",
+            ),
+            (self.evaluation.steered, "evaluation.steered = true", "it steers no draws", "false"),
+            (
+                zero3 and self.distributed.zero3_sampling != "gather",
+                f"distributed.zero3_sampling = {self.distributed.zero3_sampling!r}",
+                "it is handed whole weights",
+                "gather",
+            ),
+        )
+        for is_set, field, why, remedy in refused:
+            if is_set:
+                raise ValueError(f"{field} and sampling.engine = 'vllm': {why}; set {field.split(' ')[0]}: {remedy}")

@@ -34,13 +34,14 @@ class Completion:
 
 
 class Sampler(Protocol):
-    """An engine. Which tokens it draws is a function of weights, steering, prompt, temperature and key alone."""
+    """An engine. Which tokens the native one draws is a function of weights, steering, prompt, temperature and key
+    alone; another draws from the same distribution, and says what of it repeats."""
 
     def load_weights(self, policy: Policy) -> None:
         """Draw from this policy's weights as they stand, from the next `sample` on."""
 
     def steer(self, steering: Steering | None) -> None:
-        """Draw with this steering, or none, from the next `sample` on."""
+        """Draw with this steering, or none, from the next `sample` on. Raises ConfigError where the engine cannot."""
 
     def sample(self, requests: Iterable[Request]) -> Iterator[Completion]:
         """Yield every completion once, as it finishes, in an order that the requests alone decide.

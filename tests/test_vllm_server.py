@@ -1,0 +1,98 @@
+"""A real server of vLLM: weights change and answers with them, and it may be killed and started again."""
+
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from grpo.config import SamplingConfig
+from grpo.distributed.world import World
+from grpo.sampling.served import ServedSampler
+from tests.engines import END, LEARNING, LIMIT, largest_gap, needs_vllm, requests_of, small_policy
+from tests.runs import grpo, read_jsonl, small_run_file
+from tests.vllm_server import START_SECONDS, RealServer
+
+pytestmark = [needs_vllm, pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealServer]:
+    made = RealServer(small_policy(seed=5), tmp_path_factory.mktemp("server"))
+    made.start()
+    try:
+        yield made.wait()
+    finally:
+        made.kill()
+
+
+@pytest.fixture(scope="module")
+def sampler(server: RealServer, tmp_path_factory: pytest.TempPathFactory) -> ServedSampler:
+    folder = tmp_path_factory.mktemp("exchange")
+    own = {"mode": "server", "urls": [server.url], "exchange_folder": str(folder), "seeds": "engine"}
+    own |= {"timeout_seconds": 2 * START_SECONDS, "check_every_syncs": 1}
+    fields = {"engine": "vllm", "vllm": own, "max_completion_tokens": LIMIT, "max_rows": 16}
+    return ServedSampler(
+        small_policy(),
+        SamplingConfig.model_validate(fields),
+        end_token_ids=(END,),
+        context_tokens=64,
+        world=World.alone(),
+    )
+
+
+def test_a_server_draws_from_the_weights_that_it_was_handed_last(sampler):
+    requests = requests_of(6, rollouts=4, temperature=0.7)
+    for policy, other in ((small_policy(), small_policy(seed=1)), (small_policy(seed=1), small_policy())):
+        sampler.load_weights(policy)
+        completions = list(sampler.sample(requests))
+        assert len(completions) == 24
+        assert largest_gap(policy, requests, completions) < 1e-5
+        assert largest_gap(other, requests, completions) > 0.1
+
+
+def test_a_server_that_is_killed_while_it_draws_goes_on_with_the_current_weights(sampler, server):
+    policy = small_policy(seed=2)
+    sampler.load_weights(policy)
+    requests = requests_of(40, rollouts=4)
+
+    def killed() -> None:
+        time.sleep(0.3)
+        server.kill()
+        server.start()
+
+    thread = threading.Thread(target=killed)
+    thread.start()
+    completions = list(sampler.sample(requests))
+    thread.join()
+    assert len(completions) == 160
+    assert largest_gap(policy, requests, completions) < 1e-5
+    server.wait()
+
+
+def test_a_run_whose_server_is_killed_in_the_middle_learns_all_the_same(server, tmp_path):
+    own = {"mode": "server", "urls": [server.url], "exchange_folder": str(tmp_path / "exchange"), "seeds": "engine"}
+    own |= {"timeout_seconds": 2 * START_SECONDS}
+    metrics = tmp_path / "runs" / "small" / "metrics.jsonl"
+    killed_at: list[int] = []
+
+    def kill_after_a_few_steps() -> None:
+        while len(read_jsonl(metrics)) < 8:
+            time.sleep(0.05)
+        server.kill()
+        killed_at.append(len(read_jsonl(metrics)))
+        server.start()
+
+    thread = threading.Thread(target=kill_after_a_few_steps, daemon=True)
+    thread.start()
+    changes = LEARNING | {"sampling.engine": "vllm", "sampling.vllm": own, "data.max_prompt_tokens": 40}
+    assert grpo("train", small_run_file(tmp_path, **changes)) == 0
+    thread.join(timeout=10)
+    rows = read_jsonl(metrics)
+    assert len(rows) == 25
+    assert 8 <= killed_at[0] < 25
+    rewards = [row["reward/mean"] for row in rows]
+    assert sum(rewards[:5]) / 5 < 0.6
+    assert sum(rewards[-5:]) / 5 > 0.8
+    assert max(row["policy/sampler_logprob_gap_max"] for row in rows) < 1e-5  # no answer of the server's first weights
+    server.wait()
