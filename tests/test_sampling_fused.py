@@ -89,7 +89,9 @@ def decoded(policy: Policy, decoder: Decoder, *, prompts: Sequence[int] = PROMPT
 
 
 def assert_alike(one: Tensor, other: Tensor) -> None:
-    assert float((one - other).abs().max()) < 1e-5 * max(1.0, float(other.std()))
+    # Of logits, after some 20 decodes that each read the keys of the ones before; other releases of the libraries round
+    # otherwise (2.2e-5 was seen where the logits spread by 1.9). A wrong norm or angle is off by tenths.
+    assert float((one - other).abs().max()) < 3e-5 * max(1.0, float(other.std()))
 
 
 def assert_decodes_as_the_model(policy: Policy, decoder: Decoder) -> None:
