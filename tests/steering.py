@@ -45,6 +45,7 @@ def save_vectors(
         "num_positive": 1,
         "num_negative": 1,
         "num_drawn": 2,
+        "num_tokens": 0,
         "dropped": {},
         "threshold": 0.5,
         "coherence_threshold": 0.5,
