@@ -9,7 +9,7 @@ from typing import Any
 
 from arms import ARMS, CONFIG, NO_LEAK, TRAIT, result_path, start_path, vectors_path
 
-from grpo import cli, starts
+from grpo import checkpoint, cli, starts
 from grpo.config import load
 from grpo.distributed.world import World
 from grpo.folder import write_json
@@ -99,8 +99,6 @@ def measured(fields: Sequence[str], checkpoints: Path, *, steps: Sequence[int], 
 
 def load_policy(run: starts.Run, path: Path) -> None:
     """Put a checkpoint's weights in place."""
-    from grpo import checkpoint
-
     weights, _, _ = checkpoint.load(path, device=starts.CPU)
     run.strategy.load_weights(weights)
     run.rollouts.load_weights()
