@@ -35,7 +35,7 @@ def refusal(folder, **changes: Any) -> str:
         ({"allow_off_policy": True}, "is not read where mode is preventative"),
         ({"stages": ["late"]}, "steering.stages names 'late', but the curriculum has moderate, extreme"),
         ({"stages": ["extreme", "extreme"]}, "must name each stage once"),
-        ({"positions": "prompt"}, "must be one of 'choosing', 'completion' or 'all'"),
+        ({"positions": "prompt"}, "must be one of 'choosing', 'completion', 'all' or 'start'"),
     ],
 )
 def test_a_fault_of_the_section_is_an_error_that_says_what_to_do(tmp_path, changes, said):
