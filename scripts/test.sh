@@ -20,6 +20,8 @@ if [ -z "$constraints" ]; then
     "$bin/ruff" check .
     "$bin/ruff" format --check .
     "$bin/mypy"
+    # By itself: its modules have the names of another comparison's.
+    "$bin/mypy" scripts/compare_personas
 fi
 # Two processes, a file at a time each: every test sets its own number of torch threads.
 pytest=("$bin/python" -m pytest --numprocesses 2 --dist loadfile)

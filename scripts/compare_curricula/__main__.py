@@ -18,8 +18,8 @@ from pathlib import Path
 # The trainer of this checkout, where the project is not installed; this folder itself is in the path already.
 sys.path.append(str(Path(__file__).resolve().parents[2]))
 
-from arms import ARMS, POOLS, log_path, result_path
-from jobs import make_stage_one, make_start, run_arm
+from arms import ARMS, LABELS, POOLS, log_path, result_path, tiers_path
+from jobs import label_heldout, make_stage_one, make_start, run_arm
 from tables import print_table
 
 
@@ -39,7 +39,10 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.job:
         seed, pool, arm = arguments.job
-        run_arm(int(seed), pool, arm, folder=arguments.folder, changes=arguments.set)
+        if arm == LABELS:
+            label_heldout(int(seed), pool, folder=arguments.folder, changes=arguments.set)
+        else:
+            run_arm(int(seed), pool, arm, folder=arguments.folder, changes=arguments.set)
         return
     jobs = [
         (seed, pool, arm)
@@ -53,9 +56,13 @@ def main() -> None:
             make_start(seed, folder=arguments.folder)
             if any(POOLS[pool].after_stage_one for pool in arguments.pools):
                 make_stage_one(seed, folder=arguments.folder, changes=arguments.set)
+        labelled = [pool for pool in arguments.pools if POOLS[pool].after_stage_one]
+        unlabelled = [seed for seed in arguments.seeds if not tiers_path(seed, folder=arguments.folder).is_file()]
+        labels = [(seed, pool, LABELS) for pool in labelled for seed in unlabelled]
         missing = [job for job in jobs if not result_path(*job, folder=arguments.folder).is_file()]
-        with ThreadPoolExecutor(arguments.workers) as workers:
-            list(workers.map(lambda job: in_a_process(job, arguments), missing))
+        for wave in (labels, missing):  # an arm reads its labels when it is measured
+            with ThreadPoolExecutor(arguments.workers) as workers:
+                list(workers.map(lambda job: in_a_process(job, arguments), wave))
     for pool in arguments.pools:
         print_table(pool, jobs, folder=arguments.folder)
 

@@ -58,7 +58,7 @@ POOLS: Mapping[str, Pool] = {
     "stage two": Pool(
         # Half as many, since labels of extreme problems take up to 64 rollouts each, and half as many tokens again.
         rows={"num_rows": 1128, "operations": EVEN},
-        arms=("moderate on", "fresh moderate", "extreme", "extreme, groups of 64"),
+        arms=("moderate on", "fresh moderate", "online", "extreme", "extreme, groups of 64"),
         reference="moderate on",
         changes=(
             "data.heldout.options={num_rows: 2048, operations: {4: 1, 5: 1}}",
@@ -105,6 +105,8 @@ ARMS: Mapping[str, Arm] = {
         )
     ),
 }
+LABELS = "labels"
+"""A job of its own, before a pool's arms: the tiers of the held-out problems."""
 STAGE_ONE = ("curriculum.kind=two_stages", FOLLOWING, "train.max_tokens=800000")
 
 
@@ -116,6 +118,11 @@ def start_path(seed: int, *, folder: Path, after_stage_one: bool = False) -> Pat
 def result_path(seed: int, pool: str, arm: str, *, folder: Path) -> Path:
     """Where the result of a job is written once it is finished."""
     return folder / "results" / f"{file_name(f'{pool}_{arm}_{seed}')}.json"
+
+
+def tiers_path(seed: int, *, folder: Path) -> Path:
+    """Where the tiers of a seed's held-out problems are written."""
+    return folder / f"tiers_{seed}.json"
 
 
 def log_path(seed: int, pool: str, arm: str, *, folder: Path) -> Path:

@@ -8,7 +8,20 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from arms import ARMS, COLD_START, CONFIG, POOLS, STAGE_ONE, START, file_name, result_path, start_path
+from arms import (
+    ARMS,
+    COLD_START,
+    CONFIG,
+    FOLLOWING,
+    POOLS,
+    STAGE_ONE,
+    START,
+    TO_64,
+    file_name,
+    result_path,
+    start_path,
+    tiers_path,
+)
 
 from grpo import cli, starts
 from grpo import recipe as phases
@@ -82,7 +95,8 @@ def run_arm(seed: int, pool: str, arm: str, *, folder: Path, changes: Sequence[s
         for phase in wanted:
             phases.PHASE_FUNCTIONS[phase](run)
         trained = time.process_time()
-        tiers = heldout_tiers(run, folder / f"tiers_{seed}.json") if POOLS[pool].after_stage_one else {}
+        labels = tiers_path(seed, folder=folder)
+        tiers = json.loads(labels.read_text(encoding="utf-8")) if POOLS[pool].after_stage_one else {}
         result = evaluated(run, config, tiers=tiers)
     spent = {"cpu_seconds": trained - begun, "evaluation_cpu_seconds": time.process_time() - trained}
     (folder / "results").mkdir(exist_ok=True)
@@ -90,22 +104,32 @@ def run_arm(seed: int, pool: str, arm: str, *, folder: Path, changes: Sequence[s
     write_json(result_path(seed, pool, arm, folder=folder), {"seed": seed, "pool": pool, "arm": arm, **spent, **result})
 
 
-def heldout_tiers(run: starts.Run, path: Path) -> dict[str, str]:
-    """Tiers of the held-out problems for the policy that the arms start from, on draws that no score is made of."""
-    if not path.is_file():
+def label_heldout(seed: int, pool: str, *, folder: Path, changes: Sequence[str]) -> None:
+    """Write the tiers of the held-out problems for the policy that the arms start from, on draws of their own.
+
+    Every arm is measured by the same labels, of up to 64 rollouts, whatever it profiles itself."""
+    fields = fields_of(seed, pool, f"labels_{seed}", folder=folder, rows_seed=seed)
+    config = load(CONFIG, [*fields, *changes, "curriculum.kind=two_stages", FOLLOWING, *TO_64])
+    with opened(
+        config,
+        world=World.alone(),
+        start="resume" if (folder / f"labels_{seed}").is_dir() else "new",
+        phases=("profile",),
+        console=Console(num_steps=1),
+        should_stop=lambda: False,
+        must_stop=lambda: False,
+    ) as run:
         starts.load_start(run)
         profiled = starts.profile_policy(
             run,
             run.heldout,
             folder=run.folder.path / "heldout",
             store_folder=run.folder.path / "heldout",
-            temperature=run.config.evaluation.temperature,
+            temperature=config.evaluation.temperature,
             phase="tiers of held-out problems",
             on_group=lambda group: None,
         )
-        write_json(path, profiled.tiers)
-    tiers: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
-    return tiers
+    write_json(tiers_path(seed, folder=folder), profiled.tiers)
 
 
 def evaluated(run: starts.Run, config: RunConfig, *, tiers: Mapping[str, str]) -> dict[str, Any]:

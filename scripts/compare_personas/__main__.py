@@ -5,7 +5,8 @@
 For each seed one policy is cold-started with two styles, and the vectors of one of them are extracted from it. Every
 arm practises the same problems with the same noise from there; plain GRPO's reward pays 0.3 for the trait. What counts
 is the policy without steering or instruction on 1,024 held-out problems. A seed and arm that is finished is not run
-again and one that was killed goes on; `--table-only` prints the table of what is finished."""
+again and one that was killed goes on; `--table-only` prints the table of what is finished and `--picture FILE` draws it
+over steps."""
 
 import argparse
 import subprocess
@@ -19,6 +20,7 @@ sys.path.append(str(Path(__file__).resolve().parents[2]))
 
 from arms import ARMS, log_path, result_path
 from jobs import make_start, run_arm
+from picture import picture
 from tables import print_table
 
 
@@ -33,6 +35,7 @@ def main() -> None:
     )
     parser.add_argument("--workers", type=int, default=1, help="processes at once, one thread each")
     parser.add_argument("--table-only", action="store_true")
+    parser.add_argument("--picture", type=Path, metavar="FILE.svg")
     parser.add_argument("--job", nargs=2, metavar=("SEED", "ARM"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.job:
@@ -47,6 +50,9 @@ def main() -> None:
         with ThreadPoolExecutor(arguments.workers) as workers:
             list(workers.map(lambda job: in_a_process(job, arguments), missing))
     print_table(arguments.seeds, arguments.arms, folder=arguments.folder)
+    drawn = picture(arguments.seeds, folder=arguments.folder) if arguments.picture else None
+    if drawn:
+        arguments.picture.write_text(drawn, encoding="utf-8")
 
 
 def in_a_process(job: tuple[int, str], arguments: argparse.Namespace) -> None:
