@@ -69,76 +69,96 @@ def parser() -> argparse.ArgumentParser:
         start.add_argument("--fresh", action="store_true", help="delete this phase and later ones, and start again")
         # The deepspeed launcher adds it; LOCAL_RANK, which it sets as well, is what is read.
         command.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
-    check = commands.add_parser("check", help="validate a config and print everything derived from it")
-    _add_config(check)
-    check.add_argument("--schema", action="store_true", help="print the JSON schema of a config instead, for editors")
-    check.add_argument(
+    _add_check(commands.add_parser("check", help="validate a config and print everything derived from it"))
+    _add_init(commands.add_parser("init", help="write a commented config for a model, rows and a reward, checked"))
+    _add_export(commands.add_parser("export", help="write a checkpoint as a Hugging Face folder"))
+    _add_replay(
+        commands.add_parser(
+            "replay", help="draw a rollout of a run again, and show where it differs from the recorded one"
+        )
+    )
+    persona_cli.add(commands, add_config=_add_config)
+    _add_talk(commands.add_parser("talk", help="talk to a checkpoint in a terminal, steered if wished"))
+    _add_report(commands.add_parser("report", help="write one self-contained HTML file about a run, or about several"))
+    _add_dashboard(commands.add_parser("dashboard", help="serve the same page while runs go on"))
+    _add_score(
+        commands.add_parser("score", help="score completions from a file with any reward, before spending a GPU hour")
+    )
+    return made
+
+
+def _add_check(command: argparse.ArgumentParser) -> None:
+    _add_config(command)
+    command.add_argument("--schema", action="store_true", help="print the JSON schema of a config instead, for editors")
+    command.add_argument(
         "--ranks",
         type=_positive(int),
         default=int(os.environ.get("WORLD_SIZE", "1")),
         help="ranks of the memory estimate (WORLD_SIZE of the launcher, or 1)",
     )
-    check.add_argument(
+    command.add_argument(
         "--probe", action="store_true", help="find the train.tokens_per_micro_batch that fits, by training with it"
     )
-    check.add_argument(
+    command.add_argument(
         "--time", action="store_true", help="measure this machine for some seconds, and tell the time of a step"
     )
-    check.add_argument(
+    command.add_argument(
         "--memory-gib", type=_positive(float), help="memory that a probe may take (all that the device has left)"
     )
-    _add_init(commands.add_parser("init", help="write a commented config for a model, rows and a reward, checked"))
-    export = commands.add_parser("export", help="write a checkpoint as a Hugging Face folder")
-    export.add_argument("run", type=Path, help="a run's folder, such as runs/quickstart")
-    export.add_argument("--output", type=Path, required=True, help="the folder to write; not there yet, or empty")
-    export.add_argument("--checkpoint", help="best, cold_start, step_000100 or a path (the newest whole step)")
-    form = export.add_mutually_exclusive_group()
+
+
+def _add_export(command: argparse.ArgumentParser) -> None:
+    command.add_argument("run", type=Path, help="a run's folder, such as runs/quickstart")
+    command.add_argument("--output", type=Path, required=True, help="the folder to write; not there yet, or empty")
+    command.add_argument("--checkpoint", help="best, cold_start, step_000100 or a path (the newest whole step)")
+    form = command.add_mutually_exclusive_group()
     form.add_argument(
         "--merged", action="store_const", const="merged", dest="form", help="add adapters into the model (the default)"
     )
     form.add_argument(
         "--adapter", action="store_const", const="adapter", dest="form", help="write adapters alone, for peft"
     )
-    export.add_argument(
+    command.add_argument(
         "--steer",
         type=Path,
         metavar="VECTORS",
         help="fold a trait's vector into the weights: steering at all positions",
     )
-    export.add_argument("--coefficient", type=float, help="signed factor of the vector (what a sweep recommended)")
-    export.add_argument("--block", type=int, help="the block whose output it is added to (what a sweep recommended)")
-    replay = commands.add_parser(
-        "replay", help="draw a rollout of a run again, and show where it differs from the recorded one"
-    )
-    replay.add_argument("run", type=Path, help="a run's folder, such as runs/quickstart; nothing is written there")
-    replay.add_argument("step", type=int, help="as in rollouts/step_N.jsonl, from 1")
-    replay.add_argument("problem", help="a problem_id of that step, or enough of its beginning")
-    replay.add_argument("index", type=int, help="the attempt of the rollout, from 0")
-    replay.add_argument(
+    command.add_argument("--coefficient", type=float, help="signed factor of the vector (what a sweep recommended)")
+    command.add_argument("--block", type=int, help="the block whose output it is added to (what a sweep recommended)")
+
+
+def _add_replay(command: argparse.ArgumentParser) -> None:
+    command.add_argument("run", type=Path, help="a run's folder, such as runs/quickstart; nothing is written there")
+    command.add_argument("step", type=int, help="as in rollouts/step_N.jsonl, from 1")
+    command.add_argument("problem", help="a problem_id of that step, or enough of its beginning")
+    command.add_argument("index", type=int, help="the attempt of the rollout, from 0")
+    command.add_argument(
         "overrides", nargs="*", metavar="section.key=value", help="fields that a resume may change, such as run.threads"
     )
-    persona_cli.add(commands, add_config=_add_config)
-    _add_talk(commands.add_parser("talk", help="talk to a checkpoint in a terminal, steered if wished"))
-    report = commands.add_parser("report", help="write one self-contained HTML file about a run, or about several")
-    report.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a run's folder, such as runs/quickstart")
-    report.add_argument(
+
+
+def _add_report(command: argparse.ArgumentParser) -> None:
+    command.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a run's folder, such as runs/quickstart")
+    command.add_argument(
         "--output", type=Path, help="the file (report.html in the run's folder; comparison.html beside several)"
     )
-    dashboard = commands.add_parser("dashboard", help="serve the same page while runs go on")
-    dashboard.add_argument("folder", type=Path, help="a folder of runs, such as runs")
-    dashboard.add_argument(
+
+
+def _add_dashboard(command: argparse.ArgumentParser) -> None:
+    command.add_argument("folder", type=Path, help="a folder of runs, such as runs")
+    command.add_argument(
         "--host", default="127.0.0.1", help="address to listen on (127.0.0.1); any but a loopback one asks for a token"
     )
-    dashboard.add_argument("--port", type=int, default=8686, help="port to listen on, 0 for a free one (8686)")
-    score = commands.add_parser(
-        "score", help="score completions from a file with any reward, before spending a GPU hour"
-    )
-    score.add_argument("reward", help="a reward's name, such as math_answer, or FILE.py:FUNCTION")
-    score.add_argument("file", type=Path, help='JSON lines: {"completion": ..., "answer": ..., ...}')
-    score.add_argument("--output", type=Path, help="write the scored rows here instead of standard output")
-    score.add_argument("--options", default="{}", help="options of the reward, as JSON")
-    _add_limits(score)
-    return made
+    command.add_argument("--port", type=int, default=8686, help="port to listen on, 0 for a free one (8686)")
+
+
+def _add_score(command: argparse.ArgumentParser) -> None:
+    command.add_argument("reward", help="a reward's name, such as math_answer, or FILE.py:FUNCTION")
+    command.add_argument("file", type=Path, help='JSON lines: {"completion": ..., "answer": ..., ...}')
+    command.add_argument("--output", type=Path, help="write the scored rows here instead of standard output")
+    command.add_argument("--options", default="{}", help="options of the reward, as JSON")
+    _add_limits(command)
 
 
 def _add_init(command: argparse.ArgumentParser) -> None:
