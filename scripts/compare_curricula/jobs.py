@@ -34,7 +34,7 @@ from grpo.tracking.console import Console
 from grpo.wiring import opened
 
 CURVE_POINTS = 6
-CURVE_ROLLOUTS = 2
+CURVE_ROLLOUTS = 2048  # of all held-out problems together
 
 
 def make_start(seed: int, *, folder: Path) -> None:
@@ -142,8 +142,9 @@ def evaluated(run: starts.Run, config: RunConfig, *, tiers: Mapping[str, str]) -
     marks = [budget * (place + 1) / CURVE_POINTS for place in range(CURVE_POINTS - 1)]
     steps = {0, *(min([0, *saved], key=lambda step: abs(spent_by_step[step] - mark)) for mark in marks)}
     curve = []
+    on_the_way = max(1, CURVE_ROLLOUTS // len(run.heldout))
     for step in sorted(steps - {saved[-1]}):
-        curve.append({"tokens": spent_by_step[step], **scores(run, step, num_rollouts=CURVE_ROLLOUTS, tiers=tiers)})
+        curve.append({"tokens": spent_by_step[step], **scores(run, step, num_rollouts=on_the_way, tiers=tiers)})
     final = scores(run, saved[-1], num_rollouts=config.evaluation.rollouts_per_problem, tiers=tiers)
     curve.append({"tokens": spent_by_step[saved[-1]], **final})
     purposes = ("sampling/tokens", "tokens/kept", "tokens/reused", "tokens/temperature", "tokens/reprofile")
