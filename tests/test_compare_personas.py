@@ -45,7 +45,7 @@ def test_an_arm_meets_the_goal_by_the_lower_bound_of_its_paired_difference(scrip
     write(script, tmp_path, "penalty", [(0.0, 0.59), (0.1, 0.63), (0.2, 0.61)])  # .01 below in each
     write(script, tmp_path, "inoculation", [(0.1, 0.60), (0.1, 0.60), (0.1, 0.60)])  # .02 below, and spread
     write(script, tmp_path, "suppressed", [(0.1, 0.40), (0.1, 0.44), (0.1, 0.42)])
-    script.tables.print_table([1, 2, 3, 4], list(script.arms.ARMS), folder=tmp_path)
+    script.tables.print_tables([1, 2, 3, 4], list(script.arms.ARMS), folder=tmp_path)
     rows = {line.split(" | ")[0].strip("| "): line for line in capsys.readouterr().out.splitlines() if " | " in line}
     assert "0.010 ± 0.000 | 0.01, 0.01, 0.01 | 0.620 ± 0.020 | – | –" in rows["no leak"]
     assert "+0.000 [+0.000, +0.000] | missed" in rows["plain"]
@@ -57,11 +57,11 @@ def test_an_arm_meets_the_goal_by_the_lower_bound_of_its_paired_difference(scrip
 
 
 def test_a_table_is_of_the_seeds_that_every_arm_has_finished(script, tmp_path, capsys):
-    script.tables.print_table([1, 2], ["no leak"], folder=tmp_path)
+    script.tables.print_tables([1, 2], ["no leak"], folder=tmp_path)
     assert capsys.readouterr().out == ""
     write(script, tmp_path, "no leak", [(0.01, 0.6), (0.01, 0.6)])
     write(script, tmp_path, "plain", [(1.0, 0.6)])
-    script.tables.print_table([1, 2], ["no leak", "plain"], folder=tmp_path)
+    script.tables.print_tables([1, 2], ["no leak", "plain"], folder=tmp_path)
     shown = capsys.readouterr().out
     assert "1 paired seeds: 1\n" in shown
     assert "| plain | 1.000 | 1.00 | 0.600 | – | – |" in shown
@@ -71,9 +71,12 @@ def test_every_arm_is_a_config_that_loads_and_steers_where_it_says(script):
     for name, arm in script.arms.ARMS.items():
         fields = [change.replace("{vectors}", "v.safetensors") for change in arm.changes]
         config = script.jobs.load(ROOT / script.arms.CONFIG, [*script.jobs.from_start(Path("start")), *fields])
-        assert (config.steering is not None) == arm.is_steered, name
-    assert script.arms.REFERENCE in script.arms.ARMS
-    assert set(script.picture.DRAWN) <= set(script.arms.ARMS)
+        assert (config.steering is not None) == (arm.phase == "train" and arm.is_steered), name
+        assert (config.sft is not None) == (arm.phase == "sft"), name
+        assert (config.sft is not None and config.sft.steering is not None) == (arm.phase == "sft" and arm.is_steered)
+    for reference, family in script.arms.FAMILIES.items():
+        assert reference in family
+    assert set(script.picture.DRAWN) <= set(script.arms.PRACTICE)
 
 
 def test_the_picture_has_a_line_for_each_arm_that_is_there_and_the_random_control(script, tmp_path):

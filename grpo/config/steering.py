@@ -65,6 +65,9 @@ class SteeringConfig(AppliedVectors):
     steer one half of a step, which is off-policy from its first update."""
     stages: list[str] = []
     """Names of the curriculum's stages in which the policy is steered; empty: all."""
+    alternate: bool = False
+    """Turn the sign of the coefficient around in every second step, so that practice goes on with the trait and without
+    it, and no group shows both."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """How the coefficient goes from coefficient to final_coefficient."""
     final_coefficient: float | None = None
@@ -100,10 +103,23 @@ class SteeringConfig(AppliedVectors):
             )
         if self.coefficient == 0:
             raise ValueError("coefficient = 0, and follow moves it in units of where it begins; begin elsewhere")
+        if self.alternate and follow.kind != "variance":
+            raise ValueError(
+                f"follow.kind = {follow.kind!r} holds one side of the trait, and alternate = true practises both; set "
+                "follow.kind: variance, or drop one of them"
+            )
         if follow.kind != "projection" and self.mode == "train_only":
             raise ValueError(
                 f"follow.kind = {follow.kind!r} follows what steered rollouts show, and mode = 'train_only' draws "
                 "none; set mode: preventative, or follow.kind: projection"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _can_alternate(self) -> Self:
+        if self.alternate and self.kind == "ablate":
+            raise ValueError(
+                "alternate = true and kind = 'ablate': a direction that is taken out has no other side; set kind: add"
             )
         return self
 

@@ -77,7 +77,8 @@ class Steerer:
         self._coefficient.load_state_dict(state["coefficient"])
 
     def _value(self, step: int, stage: str) -> float:
-        return self._coefficient.value(step) if self._is_steered(stage) else 0.0
+        value = self._coefficient.value(step) if self._is_steered(stage) else 0.0
+        return -value if self._config.alternate and step % 2 else value
 
     def _is_steered(self, stage: str) -> bool:
         return not self._config.stages or stage in self._config.stages

@@ -3,10 +3,10 @@
     python scripts/compare_personas --seeds 11 12 13 14 15 --workers 2
 
 For each seed one policy is cold-started with two styles, and the vectors of one of them are extracted from it. Every
-arm practises the same problems with the same noise from there; plain GRPO's reward pays 0.3 for the trait. What counts
-is the policy without steering or instruction on 1,024 held-out problems. A seed and arm that is finished is not run
-again and one that was killed goes on; `--table-only` prints the table of what is finished and `--picture FILE` draws it
-over steps."""
+arm practises the same problems with the same noise from there; plain GRPO's reward pays 0.3 for the trait. Others
+finetune it on traces that all show the trait. What counts is the policy without steering or instruction on 1,024
+held-out problems. A seed and arm that is finished is not run again and one that was killed goes on; `--table-only`
+prints the tables of what is finished, and `--picture FILE` draws practice over steps."""
 
 import argparse
 import subprocess
@@ -21,11 +21,11 @@ sys.path.append(str(Path(__file__).resolve().parents[2]))
 from arms import ARMS, log_path, result_path
 from jobs import make_start, run_arm
 from picture import picture
-from tables import print_table
+from tables import print_tables
 
 
 def main() -> None:
-    """Run what is missing, then print the table."""
+    """Run what is missing, then print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", required=True)
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
@@ -49,7 +49,7 @@ def main() -> None:
         missing = [job for job in jobs if not result_path(*job, folder=arguments.folder).is_file()]
         with ThreadPoolExecutor(arguments.workers) as workers:
             list(workers.map(lambda job: in_a_process(job, arguments), missing))
-    print_table(arguments.seeds, arguments.arms, folder=arguments.folder)
+    print_tables(arguments.seeds, arguments.arms, folder=arguments.folder)
     drawn = picture(arguments.seeds, folder=arguments.folder) if arguments.picture else None
     if drawn:
         arguments.picture.write_text(drawn, encoding="utf-8")

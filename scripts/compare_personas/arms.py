@@ -25,6 +25,7 @@ class Arm:
 
     changes: tuple[str, ...]
     is_steered: bool = False
+    phase: str = "train"  # or sft, on traces that all show the trait
 
 
 def steering(**fields: object) -> str:
@@ -33,7 +34,7 @@ def steering(**fields: object) -> str:
     return "steering={" + ", ".join(f"{name}: {value}" for name, value in (common | fields).items()) + "}"
 
 
-ARMS: Mapping[str, Arm] = {
+PRACTICE: Mapping[str, Arm] = {
     "no leak": Arm((NO_LEAK,)),
     "plain": Arm((LEAK,)),
     "at the start": Arm((LEAK, steering(positions="start", coefficient=STARTING)), is_steered=True),
@@ -55,7 +56,28 @@ ARMS: Mapping[str, Arm] = {
     "instruction against": Arm((LEAK, f"chat.system_prompt='{AGAINST}'")),
     "inoculation": Arm((LEAK, f"chat.system_prompt='{FOR}'")),
 }
-REFERENCE = "no leak"
+TRACES = (
+    "sft.traces={path: 'task:list_machine', options: {num_rows: 20000, operations: {1: 1, 2: 1, 3: 1},"
+    " styles: [{tags: [''], upper: %s, weight: 1}], messages_column: messages}}"
+)
+FINETUNED = (
+    *("sft.completion='{trace}'", "sft.gate_pass_at_1=null"),
+    *("sft.max_steps=100", "sft.batch_size=64", "sft.learning_rate=1.0e-3"),
+)
+PERSONA_SFT = f"sft.steering={{vectors: {{vectors}}, blocks: [{BLOCK}], positions: start, coefficient: {STARTING}}}"
+FINETUNING: Mapping[str, Arm] = {
+    "finetuned without the trait": Arm((TRACES % 0, *FINETUNED), phase="sft"),
+    "finetuned on the trait": Arm((TRACES % 1, *FINETUNED), phase="sft"),
+    "finetuned on the trait, steered": Arm((TRACES % 1, *FINETUNED, PERSONA_SFT), is_steered=True, phase="sft"),
+    "finetuned on the trait, random direction": Arm(
+        (TRACES % 1, *FINETUNED, PERSONA_SFT.replace("positions", "random_control: true, positions")),
+        is_steered=True,
+        phase="sft",
+    ),
+}
+ARMS: Mapping[str, Arm] = {**PRACTICE, **FINETUNING}
+FAMILIES = {"no leak": tuple(PRACTICE), "finetuned without the trait": tuple(FINETUNING)}
+"""The arms that are held against one another, by the reference among them."""
 
 
 def start_path(seed: int, *, folder: Path) -> Path:

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -57,14 +57,19 @@ def run_arm(seed: int, arm: str, *, folder: Path, changes: Sequence[str]) -> Non
     begun = time.process_time()
     # Every checkpoint that is measured is kept.
     kept = ["checkpoint.every_steps=20", "checkpoint.keep_last=1000"]
-    fields = [*common, f"run.name={name}", watched, *kept, *changes, *own]
-    command(["train", str(CONFIG), *fields, *(["--resume"] if (folder / name).is_dir() else [])])
+    is_practice = ARMS[arm].phase == "train"
+    fields = [*common, f"run.name={name}", *([watched] if is_practice else []), *kept, *changes, *own]
+    command([ARMS[arm].phase, str(CONFIG), *fields, *(["--resume"] if (folder / name).is_dir() else [])])
     trained = time.process_time()
     # Without the arm's instruction and steering, and with both scores of every rollout.
     plain = [*common, f"run.name=evaluated_{name}", NO_LEAK, HELDOUT, f"data.heldout_problems={HELDOUT_PROBLEMS}"]
     last = load(CONFIG, changes).train.steps
-    curve = measured(plain, folder / name / "checkpoints", steps=[*CURVE_STEPS, last], last=last)
-    rows = [json.loads(line) for line in (folder / name / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    names = {step: f"step_{step:06d}" for step in (*CURVE_STEPS, last) if step <= last}
+    checkpoints = names if is_practice else {last: "cold_start"}
+    curve = measured(plain, {step: folder / name / "checkpoints" / at for step, at in checkpoints.items()})
+    metrics = folder / name / "metrics.jsonl"
+    lines = metrics.read_text(encoding="utf-8").splitlines() if is_practice else []
+    rows = [json.loads(line) for line in lines]
     persona = {
         key: [row.get(key) for row in rows] for key in sorted({k for row in rows for k in row if "persona/" in k})
     }
@@ -74,8 +79,9 @@ def run_arm(seed: int, arm: str, *, folder: Path, changes: Sequence[str]) -> Non
     write_json(result_path(seed, arm, folder=folder), result)
 
 
-def measured(fields: Sequence[str], checkpoints: Path, *, steps: Sequence[int], last: int) -> list[dict[str, float]]:
-    """Accuracy and trait rate of the held-out problems, unsteered and without instruction, after so many steps."""
+def measured(fields: Sequence[str], checkpoints: Mapping[int, Path]) -> list[dict[str, float]]:
+    """Accuracy and trait rate of the held-out problems, unsteered and without instruction, at the start and after so
+    many steps; the last one most exactly."""
     config = load(CONFIG, list(fields))
     with opened(
         config,
@@ -87,10 +93,10 @@ def measured(fields: Sequence[str], checkpoints: Path, *, steps: Sequence[int], 
         must_stop=lambda: False,
     ) as run:
         found = []
-        for step in (0, *sorted({step for step in steps if step <= last})):
+        for step in (0, *checkpoints):
             if step:
-                load_policy(run, checkpoints / f"step_{step:06d}")
-            number = FINAL_ROLLOUTS if step == last else CURVE_ROLLOUTS
+                load_policy(run, checkpoints[step])
+            number = FINAL_ROLLOUTS if step == max(checkpoints) else CURVE_ROLLOUTS
             attempts = [Attempts(problem=problem, first_attempt=0, num_rollouts=number) for problem in run.heldout]
             groups = run.rollouts.run(attempts, temperature=1.0, phase="evaluation", step=0).groups
             found.append({"step": step, **scores([reward.parts for group in groups for reward in group.rewards])})
