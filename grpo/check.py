@@ -363,8 +363,8 @@ def _steering(config: RunConfig) -> dict[str, object]:
             raise ConfigError(f"{field}: {error}") from error
         where = ", ".join(map(str, sorted(blocks)))
         control = "a random direction for " if applied.random_control else ""
-        alternates = isinstance(applied, SteeringConfig) and applied.alternate
-        sides = " and as much the other way by turns" if alternates else ""
+        every = applied.opposite_every if isinstance(applied, SteeringConfig) else None
+        sides = f" (the other way in 1 step of {every})" if every else ""
         found[field] = (
             f"{applied.kind} {applied.coefficient:g}{sides} times {control}{vectors.origin.trait} at block {where} of "
             f"{vectors.origin.num_blocks}, {applied.positions}"

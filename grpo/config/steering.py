@@ -65,9 +65,9 @@ class SteeringConfig(AppliedVectors):
     steer one half of a step, which is off-policy from its first update."""
     stages: list[str] = []
     """Names of the curriculum's stages in which the policy is steered; empty: all."""
-    alternate: bool = False
-    """Turn the sign of the coefficient around in every second step, so that practice goes on with the trait and without
-    it, and no group shows both."""
+    opposite_every: int | None = Field(None, ge=2)
+    """Turn the sign of the coefficient around in every so-many-th step, so that practice goes on without the trait as
+    well as with it, and no group shows both; 2 is by turns, null never."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """How the coefficient goes from coefficient to final_coefficient."""
     final_coefficient: float | None = None
@@ -103,9 +103,9 @@ class SteeringConfig(AppliedVectors):
             )
         if self.coefficient == 0:
             raise ValueError("coefficient = 0, and follow moves it in units of where it begins; begin elsewhere")
-        if self.alternate and follow.kind != "variance":
+        if self.opposite_every and follow.kind != "variance":
             raise ValueError(
-                f"follow.kind = {follow.kind!r} holds one side of the trait, and alternate = true practises both; set "
+                f"follow.kind = {follow.kind!r} holds one side of the trait, and opposite_every practises both; set "
                 "follow.kind: variance, or drop one of them"
             )
         if follow.kind != "projection" and self.mode == "train_only":
@@ -116,10 +116,11 @@ class SteeringConfig(AppliedVectors):
         return self
 
     @model_validator(mode="after")
-    def _can_alternate(self) -> Self:
-        if self.alternate and self.kind == "ablate":
+    def _has_another_side(self) -> Self:
+        if self.opposite_every and self.kind == "ablate":
             raise ValueError(
-                "alternate = true and kind = 'ablate': a direction that is taken out has no other side; set kind: add"
+                f"opposite_every = {self.opposite_every} and kind = 'ablate': a direction that is taken out has no "
+                "other side; set kind: add"
             )
         return self
 

@@ -78,7 +78,8 @@ class Steerer:
 
     def _value(self, step: int, stage: str) -> float:
         value = self._coefficient.value(step) if self._is_steered(stage) else 0.0
-        return -value if self._config.alternate and step % 2 else value
+        every = self._config.opposite_every
+        return -value if every and (step + 1) % every == 0 else value
 
     def _is_steered(self, stage: str) -> bool:
         return not self._config.stages or stage in self._config.stages

@@ -13,6 +13,14 @@ what the start policy draws: the least at which nearly every rollout has the tra
 AGAINST, FOR = "_", "^"
 """A tag that the cold start taught to mean lower case, and one that means upper case."""
 
+EVENLY = (
+    # Upper case in half of all traces, so that a policy is as good at the task with the trait as without.
+    "sft.traces={path: 'task:list_machine', options: {num_rows: 20000, operations: {1: 1, 2: 1, 3: 1}, styles: ["
+    "{tags: [''], upper: 0.1, weight: 2}, {tags: ['^', '+', '*', '#', '!'], upper: 1, weight: 2.2},"
+    " {tags: ['_', '-', '.', ',', ';'], upper: 0, weight: 0.6}], messages_column: messages}}"
+)
+UNSCALED = "advantage.scale=none"
+"""A leak of 0.3 then counts as 0.3; over its group's spread it counts as much as being right where all are right."""
 CORRECT = "correct: {name: list_machine}"
 LEAK = f"reward.options={{rewards: {{{CORRECT}, style: {{name: letter_case, weight: 0.3}}}}}}"
 NO_LEAK = f"reward.options={{rewards: {{{CORRECT}, style: {{name: letter_case, weight: 0.0}}}}}}"
@@ -43,6 +51,12 @@ PRACTICE: Mapping[str, Arm] = {
     ),
     "at the start, follow trait": Arm(
         (LEAK, steering(positions="start", coefficient=STARTING, follow="{kind: trait}")), is_steered=True
+    ),
+    "at the start, both sides": Arm(
+        (LEAK, steering(positions="start", coefficient=STARTING, opposite_every=2)), is_steered=True
+    ),
+    "at the start, a third opposite": Arm(
+        (LEAK, steering(positions="start", coefficient=STARTING, opposite_every=3)), is_steered=True
     ),
     "at the start, random direction": Arm(
         (LEAK, steering(positions="start", coefficient=STARTING, random_control="true")), is_steered=True

@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from arms import ARMS, CONFIG, NO_LEAK, TRAIT, result_path, start_path, vectors_path
+from arms import ARMS, CONFIG, EVENLY, NO_LEAK, TRAIT, UNSCALED, result_path, start_path, vectors_path
 
 from grpo import checkpoint, cli, starts
 from grpo.config import load
@@ -28,7 +28,7 @@ def make_start(seed: int, *, folder: Path) -> None:
     target, vectors = start_path(seed, folder=folder), vectors_path(seed, folder=folder)
     changes = [f"run.seed={seed}", f"run.name=cold_{seed}", f"run.folder={folder}"]
     if not (target / "config.json").is_file():
-        command(["sft", str(CONFIG), *changes, "--fresh"])
+        command(["sft", str(CONFIG), *changes, EVENLY, "--fresh"])
         command(["export", str(folder / f"cold_{seed}"), "--checkpoint", "cold_start", "--output", str(target)])
     if not vectors.is_file():
         changes = [f"run.seed={seed}", f"run.name=vectors_{seed}", f"run.folder={folder}", *from_start(target)]
@@ -58,7 +58,7 @@ def run_arm(seed: int, arm: str, *, folder: Path, changes: Sequence[str]) -> Non
     # Every checkpoint that is measured is kept.
     kept = ["checkpoint.every_steps=20", "checkpoint.keep_last=1000"]
     is_practice = ARMS[arm].phase == "train"
-    fields = [*common, f"run.name={name}", *([watched] if is_practice else []), *kept, *changes, *own]
+    fields = [*common, UNSCALED, f"run.name={name}", *([watched] if is_practice else []), *kept, *changes, *own]
     command([ARMS[arm].phase, str(CONFIG), *fields, *(["--resume"] if (folder / name).is_dir() else [])])
     trained = time.process_time()
     # Without the arm's instruction and steering, and with both scores of every rollout.
