@@ -74,6 +74,13 @@ def test_every_arm_is_a_config_that_loads_and_steers_where_it_says(script):
         assert (config.steering is not None) == (arm.phase == "train" and arm.is_steered), name
         assert (config.sft is not None) == (arm.phase == "sft"), name
         assert (config.sft is not None and config.sft.steering is not None) == (arm.phase == "sft" and arm.is_steered)
+        if config.sft is not None:
+            assert config.sft.traces.messages_column == "messages"
+    cold_start = script.jobs.load(ROOT / script.arms.CONFIG, [script.arms.EVENLY]).sft
+    assert cold_start.traces.messages_column == "messages"
+    shown = [(style["upper"], style["weight"]) for style in cold_start.traces.options["styles"]]
+    total = sum(weight for _, weight in shown)
+    assert sum(upper * weight for upper, weight in shown) / total == pytest.approx(0.5)
     for reference, family in script.arms.FAMILIES.items():
         assert reference in family
     assert set(script.picture.DRAWN) <= set(script.arms.PRACTICE)

@@ -17,7 +17,7 @@ EVENLY = (
     # Upper case in half of all traces, so that a policy is as good at the task with the trait as without.
     "sft.traces={path: 'task:list_machine', options: {num_rows: 20000, operations: {1: 1, 2: 1, 3: 1}, styles: ["
     "{tags: [''], upper: 0.1, weight: 2}, {tags: ['^', '+', '*', '#', '!'], upper: 1, weight: 2.2},"
-    " {tags: ['_', '-', '.', ',', ';'], upper: 0, weight: 0.6}], messages_column: messages}}"
+    " {tags: ['_', '-', '.', ',', ';'], upper: 0, weight: 0.6}]}, messages_column: messages}"
 )
 UNSCALED = "advantage.scale=none"
 """A leak of 0.3 then counts as 0.3; over its group's spread it counts as much as being right where all are right."""
@@ -72,7 +72,7 @@ PRACTICE: Mapping[str, Arm] = {
 }
 TRACES = (
     "sft.traces={path: 'task:list_machine', options: {num_rows: 20000, operations: {1: 1, 2: 1, 3: 1},"
-    " styles: [{tags: [''], upper: %s, weight: 1}], messages_column: messages}}"
+    " styles: [{tags: [''], upper: %s, weight: 1}]}, messages_column: messages}"
 )
 FINETUNED = (
     *("sft.completion='{trace}'", "sft.gate_pass_at_1=null"),
