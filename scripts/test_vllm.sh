@@ -35,6 +35,6 @@ fi
 export WANDB_MODE=offline HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 # One process: the engine binds its threads to cores. The files are named, since the environment has no other extras.
 if [ $# -eq 0 ]; then
-    set -- tests/test_vllm_*.py
+    set -- tests/test_sampling_contract.py tests/test_vllm_*.py
 fi
 exec "$environment/bin/python" -m pytest "$@"

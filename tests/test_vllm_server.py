@@ -6,10 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from grpo.config import SamplingConfig
-from grpo.distributed.world import World
 from grpo.sampling.served import ServedSampler
-from tests.engines import END, LEARNING, LIMIT, largest_gap, needs_vllm, requests_of, small_policy
+from tests.engines import LEARNING, largest_gap, needs_vllm, requests_of, served_engine, small_policy
 from tests.runs import grpo, read_jsonl, small_run_file
 from tests.vllm_server import START_SECONDS, RealServer
 
@@ -28,27 +26,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealServer]:
 
 @pytest.fixture(scope="module")
 def sampler(server: RealServer, tmp_path_factory: pytest.TempPathFactory) -> ServedSampler:
-    folder = tmp_path_factory.mktemp("exchange")
-    own = {"mode": "server", "urls": [server.url], "exchange_folder": str(folder), "seeds": "engine"}
-    own |= {"timeout_seconds": 2 * START_SECONDS, "check_every_syncs": 1}
-    fields = {"engine": "vllm", "vllm": own, "max_completion_tokens": LIMIT, "max_rows": 16}
-    return ServedSampler(
-        small_policy(),
-        SamplingConfig.model_validate(fields),
-        end_token_ids=(END,),
-        context_tokens=64,
-        world=World.alone(),
-    )
-
-
-def test_a_server_draws_from_the_weights_that_it_was_handed_last(sampler):
-    requests = requests_of(6, rollouts=4, temperature=0.7)
-    for policy, other in ((small_policy(), small_policy(seed=1)), (small_policy(seed=1), small_policy())):
-        sampler.load_weights(policy)
-        completions = list(sampler.sample(requests))
-        assert len(completions) == 24
-        assert largest_gap(policy, requests, completions) < 1e-5
-        assert largest_gap(other, requests, completions) > 0.1
+    return served_engine(small_policy(), server.url, folder=tmp_path_factory.mktemp("exchange"))
 
 
 def test_a_server_that_is_killed_while_it_draws_goes_on_with_the_current_weights(sampler, server):

@@ -16,7 +16,7 @@ from tests.launch import free_port
 
 START_SECONDS = 300.0
 OPTIONS = (
-    *("--dtype", "float32", "--enforce-eager", "--max-model-len", "64", "--max-num-seqs", "64"),
+    *("--dtype", "float32", "--enforce-eager", "--max-model-len", "256", "--max-num-seqs", "64"),
     *("--logprobs-mode", "processed_logprobs", "--generation-config", "vllm", "--enable-scale-out"),
     *("--kv-cache-memory-bytes", str(2**27), "--max-num-batched-tokens", "512"),
 )
