@@ -109,3 +109,10 @@ def test_several_servers_share_the_requests_and_all_have_the_weights(tmp_path, s
         assert len(list(sampler.sample(requests_of(4, rollouts=4)))) == 16
         assert held.version == other.version == sampler.version
         assert held.num_answers == other.num_answers == 8
+
+
+def test_a_temperature_that_vllm_would_raise_is_refused(tmp_path, server):
+    sampler = sampler_of(tmp_path, server[0])
+    with pytest.raises(ValueError, match=r"temperature = 0\.005: vLLM draws at 0\.01 where less is asked for"):
+        list(sampler.sample(requests_of(1, rollouts=1, temperature=0.005)))
+    assert len(list(sampler.sample(requests_of(1, rollouts=1, temperature=0.01)))) == 1
