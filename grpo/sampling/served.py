@@ -177,7 +177,9 @@ class ServedSampler:
     def _hand_over(self, server: Server) -> None:
         path = str(self._path.absolute())
         if self._is_adapted:
-            server.post("/v1/load_lora_adapter", {"lora_name": self.version, "lora_path": path})
+            # In place, where a try that was broken off had it loaded already.
+            adapters = {"lora_name": self.version, "lora_path": path, "load_inplace": True}
+            server.post("/v1/load_lora_adapter", adapters)
             server.forget_adapter(f"{self._run}-{self._num_syncs - 1}")
         else:
             server.post("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": path}})
