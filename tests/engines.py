@@ -1,11 +1,13 @@
 """The sampling engines on one tiny policy, for the tests that hold for each of them."""
 
+import json
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,6 +25,7 @@ from grpo.seeds import key
 from grpo.tasks.list_machine import tokenizer
 from grpo.types import Rollout
 from tests.conftest import SIZES, tiny_policy
+from tests.launch import launched
 from tests.vllm_server import START_SECONDS, RealServer
 
 END = 95
@@ -189,3 +192,11 @@ def _rollout(request: Request, completion: Completion) -> Rollout:
         temperature=request.temperature,
         policy_step=0,
     )
+
+
+def found_by_ranks(*arguments: str | Path) -> list[dict[str, Any]]:
+    """What each of two ranks of tests/workers/vllm_worker.py saw."""
+    said = launched("tests/workers/vllm_worker.py", *arguments, ranks=2, limit_seconds=2 * START_SECONDS)
+    found = next(line for line in said.splitlines() if line.startswith("found "))
+    of_ranks: list[dict[str, Any]] = json.loads(found.removeprefix("found "))
+    return of_ranks

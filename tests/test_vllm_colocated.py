@@ -1,7 +1,5 @@
 """The engine in this process: comparisons of what it holds, its refusals, and one on each rank."""
 
-import json
-
 import pytest
 import torch
 
@@ -12,8 +10,7 @@ from grpo.sampling.agreement import check_agreement
 from grpo.sampling.handover import WeightsDifferError
 from grpo.sampling.protocol import Request
 from grpo.steering import Steering
-from tests.engines import made_vllm, needs_vllm, small_policy
-from tests.launch import launched
+from tests.engines import found_by_ranks, made_vllm, needs_vllm, small_policy
 
 
 @needs_vllm
@@ -25,7 +22,7 @@ def test_what_the_engine_holds_is_compared_with_the_policy():
     with torch.no_grad():
         base_of(other.model).get_output_embeddings().weight[5, 7] += 1e-6
     with pytest.raises(WeightsDifferError, match=r"holds another lm_head.weight than the policy \(1 of 11"):
-        handover.check_held(digests, other.model, holder="the engine")
+        handover.check_held(digests, handover.expected_digests(other), holder="the engine")
 
 
 @needs_vllm
@@ -47,8 +44,13 @@ def test_steering_and_grids_are_refused():
 
 @needs_vllm
 @pytest.mark.slow
-def test_each_rank_of_a_launcher_has_an_engine_of_its_own():
-    said = launched("tests/workers/vllm_worker.py", ranks=2)
-    found = json.loads(next(line for line in said.splitlines() if line.startswith("found ")).removeprefix("found "))
-    assert [of_rank["drawn"] for of_rank in found] == [6, 8]
-    assert all(of_rank["gap"] < 1e-4 for of_rank in found)
+@pytest.mark.parametrize("case", ["ddp", "zero3", "zero3-lora"])
+def test_each_rank_of_a_launcher_has_an_engine_of_its_own_with_the_whole_weights(case):
+    found = found_by_ranks(case)
+    assert [of_rank["drawn"] for of_rank in found] == [[6, 6], [8, 8]]
+    for of_rank in found:
+        assert max(of_rank["gaps"]) < 1e-4
+        assert of_rank["gap_of_updated"] > 1e-3  # an update that is not handed over would be seen
+        assert "are the policy's" in of_rank["compared"]
+        if case != "ddp":
+            assert 0 < of_rank["most_whole"] <= of_rank["largest"]  # one weight at a time

@@ -29,7 +29,7 @@ class RealServer:
     def __init__(self, policy: Policy, folder: Path, *options: str) -> None:
         self._folder, self._options = folder / "model", options
         self._folder.mkdir(parents=True)
-        handover.write_weights(policy.model, self._folder)
+        handover.write_weights(policy, self._folder)
         handover.write_shape(policy.model, self._folder, tokenizer=tokenizer())
         self._port = free_port()
         self._log = folder / "server.log"
