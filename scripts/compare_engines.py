@@ -1,6 +1,6 @@
 """Does a policy learn alike whichever engine draws? The same cold start, practised with each of them.
 
-    bash scripts/test_vllm.sh --version    # makes the environment .venv-vllm
+    bash scripts/test_vllm.sh tests/test_handover.py    # makes the environment .venv-vllm
     .venv-vllm/bin/python scripts/compare_engines.py configs/quickstart.yaml --seeds 0 1 2 --steps 60
 
 For each seed one policy is cold-started, and practised on all problems by the native engine and by vLLM in the same
