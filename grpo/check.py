@@ -198,7 +198,8 @@ def _sharded(
         # pass; what is fetched ahead is gathered into memory of its own.
         live = min(weights, zero["stage3_max_live_parameters"] * width)
         own_training = {"gathered weights": live + min(weights, zero["stage3_prefetch_bucket_size"] * width)}
-        own_sampling = {"gathered weights": live if config.distributed.zero3_sampling == "layers" else weights}
+        whole = sizes.largest * width if config.sampling.engine == "vllm" else weights
+        own_sampling = {"gathered weights": live if config.distributed.zero3_sampling == "layers" else whole}
         weights = -(-weights // num_ranks)
         held = {"gradients": 0 if offloads else shard * FLOAT32_BYTES, "messages": bucket * FLOAT32_BYTES}
     if offloads:

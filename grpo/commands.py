@@ -93,6 +93,11 @@ def _check(arguments: argparse.Namespace) -> None:
         for line in probe(config, memory_gib=arguments.memory_gib):
             print(line, flush=True)  # each takes a while
     if arguments.time:
+        if config.sampling.engine == "vllm" and config.sampling.vllm.mode == "server":
+            raise ConfigError(
+                "sampling.vllm.mode = 'server' and --time, which would hand weights to servers that may be in use; add "
+                "'sampling.vllm={}', for an engine in this process, behind the config"
+            )
         from grpo.pace import pace_lines
 
         for line in pace_lines(config, num_ranks=arguments.ranks):
@@ -214,10 +219,11 @@ def _replay(arguments: argparse.Namespace) -> None:
         print(text, file=sys.stderr, flush=True)
 
     from grpo.distributed import world as ranks
-    from grpo.replay import find, lines, replay
+    from grpo.replay import check_engine, find, lines, replay
     from grpo.tracking.console import Console
     from grpo.wiring import looked_at
 
+    check_engine(config, folder, overrides=arguments.overrides)
     asked = find(folder, step=arguments.step, problem=arguments.problem, attempt=arguments.index, say=say)
     console = Console(num_steps=config.train.steps)
     console.be_quiet()

@@ -12,12 +12,13 @@ import torch
 
 from grpo.check import longest_tokens
 from grpo.config import RunConfig
+from grpo.distributed.world import World
 from grpo.model import load_model, load_tokenizer, max_positions
 from grpo.optim import Optimizer
 from grpo.policy import Policy
 from grpo.probe import batch_of, device_of, loss_of
 from grpo.recipe import stages_of
-from grpo.sampling.native import NativeSampler
+from grpo.sampling.engines import made_sampler
 from grpo.sampling.protocol import Request
 from grpo.tracking.live import duration
 from grpo.types import Stage
@@ -87,11 +88,13 @@ def measured(config: RunConfig, *, device: torch.device, num_ranks: int) -> Pace
     most = max(stage.problems_per_step * stage.group_size for stage in stages_of(config))
     num_rows = max(1, min(config.sampling.max_rows, most // num_ranks))
     # No token ends a completion: all of them have the length that was asked for.
-    sampler = NativeSampler(
+    sampler = made_sampler(
+        config.model_copy(update={"sampling": config.sampling.model_copy(update={"stop_strings": []})}),
         policy,
-        config.sampling.model_copy(update={"stop_strings": []}),
         end_token_ids=(),
         tokenizer=tokenizer,
+        world=World.alone(device),
+        say=lambda line: None,
         on_progress=lambda: None,
     )
     limit = min(LONG_TOKENS, config.sampling.max_completion_tokens, max(2, longest // 2))

@@ -68,7 +68,16 @@ def needs_run(arguments: argparse.Namespace) -> bool:
 
 
 def check(arguments: argparse.Namespace, config: RunConfig) -> None:
-    """Raises ConfigError for a trait or a scorer that cannot be had, before a model is loaded."""
+    """Raises ConfigError for a trait or a scorer that cannot be had, and for draws that the engine cannot steer, before
+    a model is loaded."""
+    is_steered = arguments.action == "sweep" or (arguments.action != "extract" and arguments.allow_other_model)
+    if is_steered and config.sampling.engine == "vllm":
+        what = "grpo persona sweep" if arguments.action == "sweep" else "--allow-other-model"
+        raise ConfigError(
+            f"sampling.engine = 'vllm' and {what}, which steers what it draws: vLLM steers no draws; add "
+            "run.name=ANOTHER sampling.engine=native 'sampling.vllm={}' behind the config and name the policy by "
+            "--checkpoint PATH"
+        )
     if arguments.action == "extract":
         from grpo.persona.asking import judge_of
         from grpo.persona.traits import load_trait

@@ -5,7 +5,7 @@ training is hidden + the chunked loss of `grpo.logprobs`. Because both go throug
 what the trainer scores. Its forward takes a micro-batch and returns loss and log-probs: DDP or ZeRO can wrap it."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -79,6 +79,11 @@ class Policy(nn.Module):
         self.shards_head = False  # set where the head's weights are gathered for each call, and let go after it
         self._compare_with_model()
         self.packs, self.why_not_packed = self._try_packing()
+
+    def gathered(self, weight: Tensor) -> AbstractContextManager[Tensor]:
+        """The whole of one of the model's weights while the context lasts. Where weights are sharded all ranks ask for
+        the same one."""
+        return nullcontext(weight)
 
     @property
     def device(self) -> torch.device:

@@ -14,6 +14,7 @@ from typing import Any
 
 from grpo import checkpoint
 from grpo.chat import Chat
+from grpo.config import RunConfig
 from grpo.errors import CheckpointError, ConfigError, DataError, ReplayError
 from grpo.folder import RunFolder
 from grpo.manifest import MANIFEST_FILE, read_manifest
@@ -94,6 +95,32 @@ class Replayed:
         if self.differences:
             differing = ", ".join(self.differences)
             raise ReplayError(f"not the rollout that {self.asked.path} records: it differs in {differing}")
+
+
+def check_engine(config: RunConfig, folder: RunFolder, *, overrides: Sequence[str]) -> None:
+    """Raises ConfigError where nothing can draw the run's tokens again, or where a replay would hand its weights to
+    servers that no one of `overrides` names. Loads nothing."""
+    own = config.sampling.vllm
+    if config.sampling.engine != "vllm":
+        return
+    recorded = f"what was recorded is in {folder.rollouts}"
+    if own.seeds == "engine" and own.mode == "server":
+        raise ConfigError(
+            "sampling.vllm.seeds = 'engine' and mode = 'server': the server's own generator drew, and nothing draws "
+            f"its tokens again; {recorded}"
+        )
+    num_ranks = _ranks(folder.checkpoints)["number"]
+    if own.seeds == "engine" and num_ranks > 1:
+        raise ConfigError(
+            f"sampling.vllm.seeds = 'engine' on {num_ranks} ranks: each drew its share from a generator of its own, "
+            f"and one process draws none of them again; {recorded}"
+        )
+    if own.mode == "server" and not any(text.split("=")[0].strip() == "sampling.vllm.urls" for text in overrides):
+        raise ConfigError(
+            f"sampling.vllm.urls = {own.urls}: a replay hands its weights to the servers, and who draws from them "
+            "would draw from those; name servers that nobody draws from behind INDEX, as "
+            "sampling.vllm.urls=[http://HOST:PORT]"
+        )
 
 
 def find(folder: RunFolder, *, step: int, problem: str, attempt: int, say: Callable[[str], None]) -> Asked:

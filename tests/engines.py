@@ -1,23 +1,32 @@
-"""Both sampling engines on one tiny policy, for the tests that hold for either."""
+"""The sampling engines on one tiny policy, for the tests that hold for each of them."""
 
+import json
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from grpo.batch import TrainedRollout, micro_batches
 from grpo.config import SamplingConfig
+from grpo.distributed.world import World
 from grpo.policy import Policy
+from grpo.sampling.handover import adapter_rank
 from grpo.sampling.native import NativeSampler
 from grpo.sampling.protocol import Completion, Request, Sampler
+from grpo.sampling.served import ServedSampler
 from grpo.sampling.vllm import VllmSampler
 from grpo.seeds import key
 from grpo.tasks.list_machine import tokenizer
 from grpo.types import Rollout
 from tests.conftest import SIZES, tiny_policy
+from tests.launch import launched
+from tests.vllm_server import START_SECONDS, RealServer
 
 END = 95
 LIMIT = 24
@@ -36,6 +45,24 @@ LEARNING = {
 }
 """Changes to a small run that has it learn in seconds: half of the rollouts are right at first, nearly all at last."""
 
+
+class StoppedError(Exception):
+    """What `Progress` ends a sampling by."""
+
+
+class Progress:
+    """What the engines here call between decodes; after `left` more calls it raises."""
+
+    left: int | None = None
+
+    def __call__(self) -> None:
+        if self.left == 0:
+            raise StoppedError
+        self.left = None if self.left is None else self.left - 1
+
+
+PROGRESS = Progress()
+
 needs_vllm = pytest.mark.skipif(
     find_spec("vllm") is None, reason="needs vLLM, in an environment of its own: scripts/test_vllm.sh"
 )
@@ -48,7 +75,7 @@ def small_policy(*, seed: int = 0, **changes: object) -> Policy:
 
 def native_engine(policy: Policy, *, stop: Sequence[str] = ()) -> NativeSampler:
     config = SamplingConfig(max_completion_tokens=LIMIT, max_rows=16, stop_strings=list(stop))
-    return NativeSampler(policy, config, end_token_ids=(END,), tokenizer=tokenizer())
+    return NativeSampler(policy, config, end_token_ids=(END,), tokenizer=tokenizer(), on_progress=PROGRESS)
 
 
 def vllm_engine(policy: Policy, *, stop: Sequence[str] = (), shares_process_group: bool = False) -> VllmSampler:
@@ -62,22 +89,71 @@ def vllm_engine(policy: Policy, *, stop: Sequence[str] = (), shares_process_grou
         tokenizer=tokenizer(),
         context_tokens=256,
         shares_process_group=shares_process_group,
+        on_progress=PROGRESS,
+    )
+
+
+def served_engine(
+    policy: Policy, *urls: str, folder: Path, stop: Sequence[str] = (), world: World | None = None
+) -> ServedSampler:
+    """Of real servers, which see `folder`."""
+    own = {"mode": "server", "urls": list(urls), "exchange_folder": str(folder), "seeds": "engine"}
+    own |= {"timeout_seconds": 2 * START_SECONDS, "check_every_syncs": 1}
+    fields = {"engine": "vllm", "vllm": own, "max_completion_tokens": LIMIT, "max_rows": 16}
+    return ServedSampler(
+        policy,
+        SamplingConfig.model_validate(fields | {"stop_strings": list(stop)}),
+        end_token_ids=(END,),
+        context_tokens=256,
+        world=world or World.alone(),
+        on_progress=PROGRESS,
     )
 
 
 @cache
-def _kept_vllm_engine(with_stop: bool) -> VllmSampler:
+def _kept_vllm_engine(with_stop: bool, lora_rank: int | None) -> VllmSampler:
     # Seconds to make, and vLLM lets go of its memory with the process alone.
-    return vllm_engine(small_policy(), stop=STOP if with_stop else ())
+    adapters = {} if lora_rank is None else {"lora": {"rank": lora_rank}}
+    return vllm_engine(small_policy(**adapters), stop=STOP if with_stop else ())
 
 
-def engine(name: str, policy: Policy, *, stop: bool = False) -> Sampler:
-    """The engine of that name on `policy`'s weights; vLLM's is made once a process and handed the weights."""
-    if name == "native":
-        return native_engine(policy, stop=STOP if stop else ())
-    kept = _kept_vllm_engine(stop)
+Maker = Callable[..., Sampler]
+"""Makes a sampler of a policy's weights; `stop=True` has it stop at the strings of STOP."""
+
+
+def made_native(policy: Policy, *, stop: bool = False) -> Sampler:
+    return native_engine(policy, stop=STOP if stop else ())
+
+
+def made_vllm(policy: Policy, *, stop: bool = False) -> Sampler:
+    """vLLM's engine in this process, which is made once and handed the weights."""
+    kept = _kept_vllm_engine(stop, adapter_rank(policy.model))
     kept.load_weights(policy)
     return kept
+
+
+@contextmanager
+def made_by_servers(folder: Path) -> Iterator[Maker]:
+    """By real servers that start at first need, one for policies with adapters and one for those without."""
+    started: dict[bool, RealServer] = {}
+
+    def made(policy: Policy, *, stop: bool = False) -> Sampler:
+        is_adapted = adapter_rank(policy.model) is not None
+        if is_adapted not in started:
+            options = ("--enable-lora", "--max-lora-rank", "8") if is_adapted else ()
+            # Under adapters a server's own weights stay: they are the run's. Else they are replaced.
+            own = small_policy() if is_adapted else small_policy(seed=5)
+            started[is_adapted] = RealServer(own, folder / f"adapted_{is_adapted}", *options)
+            started[is_adapted].start()
+            started[is_adapted].wait()
+        stops = STOP if stop else ()
+        return served_engine(policy, started[is_adapted].url, folder=folder / "exchange", stop=stops)
+
+    try:
+        yield made
+    finally:
+        for server in started.values():
+            server.kill()
 
 
 def requests_of(number: int, *, rollouts: int, temperature: float = 1.0) -> list[Request]:
@@ -116,3 +192,11 @@ def _rollout(request: Request, completion: Completion) -> Rollout:
         temperature=request.temperature,
         policy_step=0,
     )
+
+
+def found_by_ranks(*arguments: str | Path) -> list[dict[str, Any]]:
+    """What each of two ranks of tests/workers/vllm_worker.py saw."""
+    said = launched("tests/workers/vllm_worker.py", *arguments, ranks=2, limit_seconds=2 * START_SECONDS)
+    found = next(line for line in said.splitlines() if line.startswith("found "))
+    of_ranks: list[dict[str, Any]] = json.loads(found.removeprefix("found "))
+    return of_ranks

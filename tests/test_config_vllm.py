@@ -44,6 +44,12 @@ def refusal(folder: Path, **changes: Any) -> str:
             {"steering": STEERING, "profile.reuse_steps": 0},
             "steering.mode = 'preventative' and sampling.engine = 'vllm': it steers no draws; set steering.mode: train",
         ),
+        (
+            {"temperature.value": 0.005},
+            "temperature.value = 0.005 and sampling.engine = 'vllm': it draws at 0.01 where",
+        ),
+        ({"temperature": {"kind": "steps", "milestones": {3: 0.001}}}, "set temperature.milestones.3: 0.01, or sampl"),
+        ({"evaluation.temperature": 0.001}, "evaluation.temperature = 0.001 and sampling.engine = 'vllm'"),
         (ZERO3, "distributed.zero3_sampling = 'auto' and sampling.engine = 'vllm': it is handed whole weights"),
     ],
 )
@@ -59,6 +65,7 @@ def test_what_vllm_cannot_do_is_refused_with_a_remedy(tmp_path, changes, said):
         {"steering": STEERING | {"mode": "train_only"}, "loss": {"correction": "icepop"}},
         {**ZERO3, "distributed.zero3_sampling": "gather"},
         {"sampling.stop_strings": ["x"]},
+        {"evaluation.temperature": 0.01},
     ],
 )
 def test_what_vllm_can_do_is_taken_and_loads_again_as_it_was_resolved(tmp_path, changes):

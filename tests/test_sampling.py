@@ -113,14 +113,6 @@ def test_log_probs_agree_under_a_restriction_and_the_token_is_in_its_kept_set(re
     assert largest_gap(policy, requests, completions) < 1
 
 
-def test_leaving_the_temperature_out_would_be_seen():
-    policy = tiny_policy("qwen3")
-    requests = requests_of(4, rollouts=4, temperature=0.7)
-    completions = list(sampler_of(policy).sample(requests))
-    hotter = [Request(r.prompt_ids, r.keys, 0.8) for r in requests]
-    assert largest_gap(policy, hotter, completions) > 100
-
-
 @pytest.mark.parametrize("max_rows", [8, 16, 64, 512])
 def test_any_order_and_any_grouping_draw_the_same_tokens_with_the_same_log_probs(policy, max_rows):
     requests = requests_of(12, rollouts=6)
@@ -213,43 +205,6 @@ def test_in_bfloat16_sampler_and_trainer_log_probs_agree_to_its_own_rounding(pol
         largest = float(policy.head(policy.action_hidden(batch)[0]).abs().max())
         gap = float((policy(batch)[1] - batch.sampler_logprobs).abs().max())
     assert gap < largest / 256
-
-
-def test_other_keys_draw_other_tokens():
-    policy = tiny_policy("llama")
-    one, two = (drawn(sampler_of(policy), [Request((1, 2), (k,), 1.0)])[k].token_ids for k in (key("a"), key("b")))
-    assert one != two
-
-
-def test_tokens_come_as_often_as_their_probability_says():
-    policy = tiny_policy("llama")
-    prompt = (7, 3, 11)
-    request = Request(prompt, tuple(key("frequency", index) for index in range(20_000)), 1.0)
-    sampler = sampler_of(policy, max_completion_tokens=1, max_rows=4096)
-    counts = torch.zeros(96)
-    for completion in sampler.sample([request]):
-        counts[completion.token_ids[0]] += 1
-    with torch.no_grad():
-        expected = 20_000 * policy.head(policy.hidden(torch.tensor([prompt]))[0, -1:])[0].softmax(-1)
-    common = expected > 5
-    chi_square = float(((counts - expected)[common] ** 2 / expected[common]).sum())
-    # 95 degrees of freedom at most: above 160 has a chance below 1e-4.
-    assert chi_square < 160
-
-
-def test_end_token_stop_string_and_limit_are_told_apart():
-    policy = tiny_policy("llama")
-    requests = requests_of(8, rollouts=16)
-    completions = list(sampler_of(policy, stop_strings=["7", "ab"]).sample(requests))
-    text = tokenizer()
-    reasons = {c.stop_reason for c in completions}
-    assert reasons == set(StopReason)
-    for c in completions:
-        decoded = text.decode(c.token_ids)
-        assert (c.stop_reason is StopReason.END_TOKEN) == (c.token_ids[-1] == END)
-        assert (c.stop_reason is StopReason.STOP_STRING) == decoded.endswith(("7", "ab"))
-        assert "7" not in decoded[:-1]
-        assert c.stop_reason is not StopReason.LIMIT or len(c.token_ids) == 24
 
 
 # --- stop strings -----------------------------------------------------------------------------------------------------
@@ -431,24 +386,6 @@ def test_eager_attention_samples_what_sdpa_samples():
     requests = requests_of(6, rollouts=4)
     one, two = (drawn(sampler_of(tiny_policy("gemma3", attention=a)), requests) for a in ("sdpa", "eager"))
     assert {k: c.token_ids for k, c in one.items()} == {k: c.token_ids for k, c in two.items()}
-
-
-def test_lora_samples_from_the_adapted_model():
-    policy = tiny_policy("qwen3", lora={"rank": 4})
-    requests = requests_of(6, rollouts=4)
-    before = drawn(sampler_of(policy), requests)
-    with torch.no_grad():
-        for name, parameter in policy.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_(std=0.1, generator=torch.Generator().manual_seed(0))
-    completions = list(sampler_of(policy).sample(requests))
-    assert largest_gap(policy, requests, completions) < 1
-    assert {c.token_ids for c in completions} != {c.token_ids for c in before.values()}
-
-
-def test_an_empty_prompt_is_refused():
-    with pytest.raises(ValueError, match="no tokens"):
-        list(sampler_of(tiny_policy("llama")).sample([Request((), (1,), 1.0)]))
 
 
 def test_the_tokenizer_of_the_list_machine_has_96_tokens_and_loses_nothing():

@@ -85,12 +85,6 @@ def test_rows_of_different_limits_share_a_batch_and_draw_what_they_draw_alone(ma
             assert ended or len(cut.token_ids) == limit
 
 
-@pytest.mark.parametrize("limit", [0, 25])
-def test_a_limit_above_the_configs_or_below_one_token_is_refused(limit):
-    with pytest.raises(ValueError, match=r"from 1 to sampling\.max_completion_tokens = 24"):
-        list(sampler_of(tiny_policy("llama")).sample([Request((1,), (1,), 1.0, limit_tokens=limit)]))
-
-
 # --- temperatures mixed in one batch ----------------------------------------------------------------------------------
 
 

@@ -9,6 +9,7 @@ import pytest
 from grpo.config import SamplingConfig
 from grpo.distributed.world import World
 from grpo.errors import ConfigError
+from grpo.policy import Policy
 from grpo.sampling import served
 from grpo.sampling.served import ServedSampler
 from grpo.sampling.server import ServerGoneError
@@ -30,12 +31,17 @@ def server() -> Iterator[tuple[str, Held]]:
 
 
 def sampler_of(
-    folder: Path, *urls: str, timeout_seconds: float = 20.0, context_tokens: int = 64, world: World | None = None
+    folder: Path,
+    *urls: str,
+    timeout_seconds: float = 20.0,
+    context_tokens: int = 64,
+    world: World | None = None,
+    policy: Policy | None = None,
 ) -> ServedSampler:
     own = {"mode": "server", "urls": list(urls), "exchange_folder": str(folder), "timeout_seconds": timeout_seconds}
     fields = {"engine": "vllm", "vllm": own | {"check_every_syncs": 0}, "max_completion_tokens": 8, "max_rows": 8}
     return ServedSampler(
-        small_policy(),
+        policy or small_policy(),
         SamplingConfig.model_validate(fields),
         end_token_ids=(END,),
         context_tokens=context_tokens,
@@ -70,6 +76,33 @@ def test_a_server_that_was_started_again_is_handed_the_weights_and_asked_again(t
     assert held.version == sampler.version
     assert len(held.paths) == 2  # once, however many answers were of the old weights
     assert held.num_answers > 12  # those are drawn again
+
+
+def test_adapters_alone_are_handed_over_and_those_of_the_step_before_leave_the_server(tmp_path, server):
+    url, held = server
+    policy = small_policy(lora={"rank": 4})
+    sampler = sampler_of(tmp_path, url, policy=policy)
+    for _ in range(3):
+        sampler.load_weights(policy)
+        assert list(held.adapters) == [sampler.version] == [path.name for path in tmp_path.glob("run_*/*")]
+    assert held.paths == []  # no weights
+    assert held.num_dropped_caches == 4
+    assert len(list(sampler.sample(requests_of(3, rollouts=2)))) == 6
+
+
+def test_a_server_that_was_started_again_is_handed_the_adapters(tmp_path, server):
+    url, held = server
+    sampler = sampler_of(tmp_path, url, policy=small_policy(lora={"rank": 4}))
+    held.restart_after = 4
+    assert len(list(sampler.sample(requests_of(4, rollouts=3)))) == 12
+    assert list(held.adapters) == [held.version] == [sampler.version]
+
+
+def test_adapters_are_loaded_again_where_a_hand_over_was_broken_off_after_them(tmp_path, server):
+    url, held = server
+    held.drops_that_fail = 1
+    sampler = sampler_of(tmp_path, url, policy=small_policy(lora={"rank": 4}))
+    assert list(held.adapters) == [held.version] == [sampler.version]
 
 
 def test_a_server_that_somebody_else_loads_ends_the_run_with_its_name(tmp_path, server):
@@ -109,3 +142,10 @@ def test_several_servers_share_the_requests_and_all_have_the_weights(tmp_path, s
         assert len(list(sampler.sample(requests_of(4, rollouts=4)))) == 16
         assert held.version == other.version == sampler.version
         assert held.num_answers == other.num_answers == 8
+
+
+def test_a_temperature_that_vllm_would_raise_is_refused(tmp_path, server):
+    sampler = sampler_of(tmp_path, server[0])
+    with pytest.raises(ValueError, match=r"temperature = 0\.005: vLLM draws at 0\.01 where less is asked for"):
+        list(sampler.sample(requests_of(1, rollouts=1, temperature=0.005)))
+    assert len(list(sampler.sample(requests_of(1, rollouts=1, temperature=0.01)))) == 1

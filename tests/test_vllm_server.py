@@ -6,10 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from grpo.config import SamplingConfig
-from grpo.distributed.world import World
+from grpo.sampling import handover
 from grpo.sampling.served import ServedSampler
-from tests.engines import END, LEARNING, LIMIT, largest_gap, needs_vllm, requests_of, small_policy
+from tests.engines import LEARNING, found_by_ranks, largest_gap, needs_vllm, requests_of, served_engine, small_policy
 from tests.runs import grpo, read_jsonl, small_run_file
 from tests.vllm_server import START_SECONDS, RealServer
 
@@ -28,27 +27,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealServer]:
 
 @pytest.fixture(scope="module")
 def sampler(server: RealServer, tmp_path_factory: pytest.TempPathFactory) -> ServedSampler:
-    folder = tmp_path_factory.mktemp("exchange")
-    own = {"mode": "server", "urls": [server.url], "exchange_folder": str(folder), "seeds": "engine"}
-    own |= {"timeout_seconds": 2 * START_SECONDS, "check_every_syncs": 1}
-    fields = {"engine": "vllm", "vllm": own, "max_completion_tokens": LIMIT, "max_rows": 16}
-    return ServedSampler(
-        small_policy(),
-        SamplingConfig.model_validate(fields),
-        end_token_ids=(END,),
-        context_tokens=64,
-        world=World.alone(),
-    )
-
-
-def test_a_server_draws_from_the_weights_that_it_was_handed_last(sampler):
-    requests = requests_of(6, rollouts=4, temperature=0.7)
-    for policy, other in ((small_policy(), small_policy(seed=1)), (small_policy(seed=1), small_policy())):
-        sampler.load_weights(policy)
-        completions = list(sampler.sample(requests))
-        assert len(completions) == 24
-        assert largest_gap(policy, requests, completions) < 1e-5
-        assert largest_gap(other, requests, completions) > 0.1
+    return served_engine(small_policy(), server.url, folder=tmp_path_factory.mktemp("exchange"))
 
 
 def test_a_server_that_is_killed_while_it_draws_goes_on_with_the_current_weights(sampler, server):
@@ -68,6 +47,24 @@ def test_a_server_that_is_killed_while_it_draws_goes_on_with_the_current_weights
     assert len(completions) == 160
     assert largest_gap(policy, requests, completions) < 1e-5
     server.wait()
+
+
+def test_weights_in_several_files_are_all_read(sampler, monkeypatch):
+    monkeypatch.setattr(handover, "FILE_BYTES", 20_000)
+    policy, requests = small_policy(seed=3), requests_of(4, rollouts=2)
+    sampler.load_weights(policy)
+    assert largest_gap(policy, requests, list(sampler.sample(requests))) < 1e-5
+
+
+@pytest.mark.parametrize("case", ["ddp", "zero3"])
+def test_several_ranks_share_a_server_that_has_the_whole_weights(server, tmp_path, case):
+    found = found_by_ranks(case, server.url, tmp_path)
+    assert [of_rank["drawn"] for of_rank in found] == [[6, 6], [8, 8]]
+    for of_rank in found:
+        assert max(of_rank["gaps"]) < 1e-4
+        assert of_rank["gap_of_updated"] > 1e-3
+        assert case == "ddp" or 0 < of_rank["most_whole"] <= of_rank["largest"]
+    assert "are the policy's" in found[0]["compared"]  # by the rank that handed them over
 
 
 def test_a_run_whose_server_is_killed_in_the_middle_learns_all_the_same(server, tmp_path):

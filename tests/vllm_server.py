@@ -16,7 +16,7 @@ from tests.launch import free_port
 
 START_SECONDS = 300.0
 OPTIONS = (
-    *("--dtype", "float32", "--enforce-eager", "--max-model-len", "64", "--max-num-seqs", "64"),
+    *("--dtype", "float32", "--enforce-eager", "--max-model-len", "256", "--max-num-seqs", "64"),
     *("--logprobs-mode", "processed_logprobs", "--generation-config", "vllm", "--enable-scale-out"),
     *("--kv-cache-memory-bytes", str(2**27), "--max-num-batched-tokens", "512"),
 )
@@ -29,7 +29,7 @@ class RealServer:
     def __init__(self, policy: Policy, folder: Path, *options: str) -> None:
         self._folder, self._options = folder / "model", options
         self._folder.mkdir(parents=True)
-        handover.write_weights(policy.model, self._folder)
+        handover.write_weights(policy, self._folder)
         handover.write_shape(policy.model, self._folder, tokenizer=tokenizer())
         self._port = free_port()
         self._log = folder / "server.log"

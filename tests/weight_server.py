@@ -13,6 +13,14 @@ from typing import Any
 END, LOGPROB = 95, -0.5
 
 
+class RefusedError(Exception):
+    """An answer that is not 200: its code and what it says."""
+
+    def __init__(self, code: int, said: str) -> None:
+        super().__init__(said)
+        self.code = code
+
+
 class Held:
     """What the server knows. Its handlers run in threads of their own."""
 
@@ -20,13 +28,16 @@ class Held:
         self.lock = threading.Lock()
         self.version = "default"
         self.paths: list[Path] = []  # of weights that were read, when they were there
+        self.adapters: dict[str, Path] = {}  # those that it knows, by name
         self.num_dropped_caches = 0
+        self.drops_that_fail = 0
         self.num_answers = 0
         self.restart_after: int | None = None  # answers, after which it knows nothing any more
         self.stubborn = False
 
     def forget(self) -> None:
         self.version = "default"
+        self.adapters.clear()
 
     def answer(self, path: str, body: dict[str, Any]) -> Any:
         with self.lock:
@@ -39,6 +50,8 @@ class Held:
             "/collective_rpc": self._read,
             "/reset_prefix_cache": self._drop,
             "/update_weight_version": self._name,
+            "/v1/load_lora_adapter": self._load_adapter,
+            "/v1/unload_lora_adapter": self._unload_adapter,
             "/inference/v1/generate": self._draw,
         }
 
@@ -48,7 +61,24 @@ class Held:
         self.paths.append(path)
         return {"results": [None]}
 
+    def _load_adapter(self, body: dict[str, Any]) -> str:
+        path = Path(body["lora_path"])
+        assert (path / "adapter_model.safetensors").is_file()
+        assert not (path / "model.safetensors").exists()
+        if body["lora_name"] in self.adapters and not body["load_inplace"]:
+            raise RefusedError(400, "has already been loaded")
+        self.adapters[body["lora_name"]] = path
+        return "Success: it is added."
+
+    def _unload_adapter(self, body: dict[str, Any]) -> str:
+        if self.adapters.pop(body["lora_name"], None) is None:
+            raise RefusedError(404, "cannot be found")
+        return "Success: it is removed."
+
     def _drop(self, body: dict[str, Any]) -> Any:
+        if self.drops_that_fail:
+            self.drops_that_fail -= 1
+            return {"success": False}
         self.num_dropped_caches += 1
         return {"success": True}
 
@@ -62,6 +92,8 @@ class Held:
         if self.restart_after is not None and self.num_answers > self.restart_after:
             self.restart_after = None
             self.forget()
+        if "model" in body and body["model"] not in self.adapters:
+            raise RefusedError(404, "no such model")
         spans = [{"version": self.version, "start": 0, "end": 1}]
         drawn = {"content": [{"token_id": END, "logprob": LOGPROB}]}
         choice = {"token_ids": [END], "logprobs": drawn, "finish_reason": "stop", "stop_reason": END}
@@ -81,8 +113,15 @@ def weight_server() -> Iterator[tuple[str, Held]]:
             self._reply(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
 
         def _reply(self, body: dict[str, Any]) -> None:
-            content = json.dumps(held.answer(self.path, body)).encode()
-            self.send_response(200)
+            try:
+                answer, code = held.answer(self.path, body), 200
+            except RefusedError as refused:
+                answer, code = str(refused), refused.code
+            # As vLLM's: a sentence where there is nothing to tell.
+            is_json = not isinstance(answer, str)
+            content = (json.dumps(answer) if is_json else answer).encode()
+            self.send_response(code)
+            self.send_header("Content-Type", "application/json" if is_json else "text/plain; charset=utf-8")
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
             self.wfile.write(content)

@@ -6,6 +6,7 @@
 from grpo.config.distributed import DistributedConfig, GuardConfig, WatchdogConfig
 from grpo.config.following import FollowConfig
 from grpo.config.inputs import (
+    VLLM_LEAST_TEMPERATURE,
     ChatConfig,
     DataConfig,
     LoraConfig,
@@ -37,6 +38,7 @@ from grpo.config.training import (
 
 __all__ = [
     "SCHEMA_FILE",
+    "VLLM_LEAST_TEMPERATURE",
     "AdvantageConfig",
     "AppliedVectors",
     "ChatConfig",

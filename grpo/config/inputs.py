@@ -10,6 +10,9 @@ from pydantic import Field, model_validator
 
 from grpo.config.base import Section
 
+VLLM_LEAST_TEMPERATURE = 0.01
+"""vLLM draws at this temperature where a lower one is asked for, and says so in its own log alone."""
+
 
 class RunSection(Section):
     """Where the run lives and what makes it repeatable."""

@@ -1,5 +1,6 @@
 """A run as a whole: how it is evaluated, kept and watched, and the rules between its sections."""
 
+from collections.abc import Iterator
 from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -7,7 +8,16 @@ from pydantic import Field, field_validator, model_validator
 from curricula import Tier
 from grpo.config.base import Section
 from grpo.config.distributed import DistributedConfig, GuardConfig, WatchdogConfig
-from grpo.config.inputs import ChatConfig, DataConfig, ModelConfig, RewardConfig, RunSection, SamplingConfig, Source
+from grpo.config.inputs import (
+    VLLM_LEAST_TEMPERATURE,
+    ChatConfig,
+    DataConfig,
+    ModelConfig,
+    RewardConfig,
+    RunSection,
+    SamplingConfig,
+    Source,
+)
 from grpo.config.persona import PersonaConfig
 from grpo.config.practice import (
     CurriculumConfig,
@@ -296,3 +306,24 @@ class RunConfig(Section):
         for is_set, field, why, remedy in refused:
             if is_set:
                 raise ValueError(f"{field} and sampling.engine = 'vllm': {why}; set {field.split(' ')[0]}: {remedy}")
+        for field, value in self._temperatures():
+            if value < VLLM_LEAST_TEMPERATURE:
+                raise ValueError(
+                    f"{field} = {value:g} and sampling.engine = 'vllm': it draws at {VLLM_LEAST_TEMPERATURE} where "
+                    f"less is asked for; set {field}: {VLLM_LEAST_TEMPERATURE}, or sampling.engine: native"
+                )
+
+    def _temperatures(self) -> Iterator[tuple[str, float]]:
+        """Every temperature that the run draws at, by its field."""
+        own = self.temperature
+        yield "temperature.value", own.value
+        if own.final is not None:
+            yield "temperature.final", own.final
+        yield from ((f"temperature.milestones.{step}", value) for step, value in own.milestones.items())
+        if own.kind in ("adaptive", "diversity"):
+            yield from ((f"temperature.grid.{place}", value) for place, value in enumerate(own.grid))
+        for place, stage in enumerate(self.curriculum.stages if self.curriculum.kind == "two_stages" else []):
+            if stage.temperature is not None:
+                yield f"curriculum.stages.{place}.temperature", stage.temperature
+        yield "evaluation.temperature", self.evaluation.temperature
+        yield "persona.temperature", self.persona.temperature

@@ -42,6 +42,10 @@ class Replicated:
     def sampling_policy(self) -> Iterator[Policy]:
         yield self._policy
 
+    @contextmanager
+    def handed_over(self) -> Iterator[Policy]:
+        yield self._policy
+
     def whole_policy(self) -> Policy:
         return self._policy
 

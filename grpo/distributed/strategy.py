@@ -27,6 +27,10 @@ class Strategy(Protocol):
     def sampling_policy(self) -> AbstractContextManager[Policy]:
         """The policy as it stands, to sample from while the context lasts; always the same object."""
 
+    def handed_over(self) -> AbstractContextManager[Policy]:
+        """The policy as it stands, for an engine that holds a copy: its weights are whole through `Policy.gathered`,
+        one at a time, and every rank makes the same calls of it while the context lasts."""
+
     def whole_policy(self) -> Policy:
         """A policy with whole weights on every rank for another trainer, before the first update; the strategy's own
         policy, or a copy that `load_weights` is to take what was trained from."""

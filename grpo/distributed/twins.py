@@ -4,6 +4,7 @@ Both are policies that are steered as the original is. This file knows no DeepSp
 
 import copy
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -61,6 +62,11 @@ class LayerByLayer(_Twin):
 
     _world: World
     _forget_order: Callable[[], None]
+    _gather: Callable[[Tensor], AbstractContextManager[Tensor]]
+
+    def gathered(self, weight: Tensor) -> AbstractContextManager[Tensor]:
+        """As `Policy.gathered`."""
+        return self._gather(weight)
 
     def hidden(
         self,
@@ -114,9 +120,16 @@ def unfilled_twin(policy: Policy) -> Gathered:
     return made
 
 
-def layer_by_layer(policy: Policy, world: World, *, forget_order: Callable[[], None]) -> LayerByLayer:
+def layer_by_layer(
+    policy: Policy,
+    world: World,
+    *,
+    forget_order: Callable[[], None],
+    gather: Callable[[Tensor], AbstractContextManager[Tensor]],
+) -> LayerByLayer:
     twin: Any = copy.copy(policy)  # the same modules
     twin.__class__ = LayerByLayer
-    twin._original, twin._world, twin._forget_order = (policy,), world, forget_order
+    twin._original, twin._world = (policy,), world
+    twin._forget_order, twin._gather = forget_order, gather
     made: LayerByLayer = twin
     return made

@@ -60,6 +60,7 @@ class Zero:
         self._in_update = False
         self._sampled, self._sampling = policy, "the weights are whole on every rank"
         self._unfilled: Gathered | None = None
+        self._by_weight: LayerByLayer | None = None
         if self._stage == 3:
             policy.shards_head = True
             self._unfilled = unfilled_twin(policy)
@@ -99,6 +100,16 @@ class Zero:
             sampled.serve()
         else:
             yield sampled
+
+    @contextmanager
+    def handed_over(self) -> Iterator[Policy]:
+        if self._stage < 3:
+            yield self._policy
+            return
+        if self._by_weight is None:
+            self._by_weight = self._layer_by_layer()
+        yield self._by_weight
+        self._by_weight.serve()
 
     def steer(self, steering: Steering | None) -> None:
         self._policy.steer(steering)
@@ -277,6 +288,8 @@ class Zero:
 
     def _sampler_of(self, unfilled: Gathered) -> tuple[Gathered | LayerByLayer, str]:
         """What is sampled from, as the config or the memory says, and why."""
+        if self._config.sampling.engine == "vllm":
+            return unfilled, "handed to vLLM one weight at a time"
         wanted = self._config.distributed.zero3_sampling
         size = sum(shape.numel() * dtype.itemsize for shape, dtype in self._whole)
         why = f"distributed.zero3_sampling = {wanted}"
@@ -287,9 +300,13 @@ class Zero:
             why = f"the weights take {size / 2**30:.3g} of {free / 2**30:.3g} GiB that are free beside the shards"
         if wanted == "gather":
             return unfilled, f"sampled from weights that are gathered for each sampling phase ({why})"
+        return self._layer_by_layer(), f"sampled from layer by layer, all ranks in step ({why})"
+
+    def _layer_by_layer(self) -> LayerByLayer:
         coordinator = self._engine.optimizer.parameter_offload.get_param_coordinator()
-        by_layer = layer_by_layer(self._policy, self._world, forget_order=lambda: _forget_order(coordinator))
-        return by_layer, f"sampled from layer by layer, all ranks in step ({why})"
+        return layer_by_layer(
+            self._policy, self._world, forget_order=lambda: _forget_order(coordinator), gather=self._gathered
+        )
 
     @property
     def _whole(self) -> Iterator[tuple[torch.Size, torch.dtype]]:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from grpo.config import SamplingConfig
+from grpo.config import VLLM_LEAST_TEMPERATURE, SamplingConfig
 from grpo.errors import ConfigError
 from grpo.sampling.protocol import Request
 from grpo.steering import Steering
@@ -21,13 +21,19 @@ class Asked:
         self._end_tokens = tuple(end_token_ids)
 
     def check(self, request: Request) -> None:
-        """Raises ValueError for an empty prompt, a limit above the config's, and a grid."""
+        """Raises ValueError for an empty prompt, a limit above the config's, a temperature that vLLM would raise, and a
+        grid."""
         limit = self._config.max_completion_tokens
         if not request.prompt_ids:
             raise ValueError("a prompt has no tokens; a completion needs at least one to follow")
         if request.limit_tokens is not None and not 1 <= request.limit_tokens <= limit:
             raise ValueError(
                 f"limit_tokens = {request.limit_tokens}: must be from 1 to sampling.max_completion_tokens = {limit}"
+            )
+        if request.temperature < VLLM_LEAST_TEMPERATURE:
+            raise ValueError(
+                f"temperature = {request.temperature:g}: vLLM draws at {VLLM_LEAST_TEMPERATURE} where less is asked "
+                "for; raise it, or set sampling.engine: native"
             )
         if request.grid:
             raise ValueError(

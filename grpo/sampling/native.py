@@ -39,6 +39,8 @@ LOOK_STEPS = {"cuda": 8}
 class NativeSampler:
     """Samples from the policy's own modules, or small models on a CPU from fused copies of their weights."""
 
+    keeps_copy = False
+
     def __init__(
         self,
         policy: Policy,

@@ -37,6 +37,9 @@ class Sampler(Protocol):
     """An engine. Which tokens the native one draws is a function of weights, steering, prompt, temperature and key
     alone; another draws from the same distribution, and says what of it repeats."""
 
+    keeps_copy: bool
+    """Whether it draws from a copy of its own, so that it needs the policy while it loads weights alone."""
+
     def load_weights(self, policy: Policy) -> None:
         """Draw from this policy's weights as they stand, from the next `sample` on."""
 

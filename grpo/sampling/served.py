@@ -33,6 +33,8 @@ MOST_HAND_OVERS = 3
 class ServedSampler:
     """A Sampler. Called by every rank in the same order; a rank has servers of its own, or shares one."""
 
+    keeps_copy = True
+
     def __init__(
         self,
         policy: Policy,
@@ -95,16 +97,17 @@ class ServedSampler:
         self._policy = policy
         before = self._path
         self._num_syncs += 1
-        if self._world.is_main:
-            write = handover.write_adapters if self._is_adapted else handover.write_weights
-            write(policy.model, self._path)
+        write = handover.write_adapters if self._is_adapted else handover.write_weights
+        write(policy, self._path, is_writer=self._world.is_main)
         self._world.gather(None)  # the files are there
         every = self._own.check_every_syncs
         is_compared = bool(every) and (self._num_syncs - 1) % every == 0
+        # Weights may have to be gathered for it, by all ranks.
+        expected = handover.expected_digests(policy) if is_compared else {}
         for server in self._loads:
             server.retried(partial(self._hand_over, server))
             if is_compared:
-                self._compare(server, policy)
+                self._compare(server, expected)
         self._world.gather(None)  # the servers have them
         if self._world.is_main:
             handover.remove(before)
@@ -177,7 +180,9 @@ class ServedSampler:
     def _hand_over(self, server: Server) -> None:
         path = str(self._path.absolute())
         if self._is_adapted:
-            server.post("/v1/load_lora_adapter", {"lora_name": self.version, "lora_path": path})
+            # In place, where a try that was broken off had it loaded already.
+            adapters = {"lora_name": self.version, "lora_path": path, "load_inplace": True}
+            server.post("/v1/load_lora_adapter", adapters)
             server.forget_adapter(f"{self._run}-{self._num_syncs - 1}")
         else:
             server.post("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": path}})
@@ -186,9 +191,9 @@ class ServedSampler:
             raise GoneError("it did not drop its prefix cache")
         server.post("/update_weight_version", {"new_version": self.version})
 
-    def _compare(self, server: Server, policy: Policy) -> None:
+    def _compare(self, server: Server, expected: Mapping[str, frozenset[str]]) -> None:
         digests: Mapping[str, str] = server.post("/weight_checker", {"action": "checksum"})["checksums"]
-        self._compared = handover.check_held(digests, policy.model, holder=server.url)
+        self._compared = handover.check_held(digests, expected, holder=server.url)
 
     def _completion(self, choice: Mapping[str, Any], number: int, index: int) -> Completion:
         ids = tuple(choice["token_ids"])

@@ -76,7 +76,7 @@ class Server:
         return self._asked(urllib.request.Request(self.url + path))
 
     def post(self, path: str, body: dict[str, Any]) -> Any:
-        """The JSON that the server answers to `body`, or None where it answers nothing.
+        """The JSON that the server answers to `body`, or None where that is no JSON.
 
         Raises GoneError where it cannot be reached or has failed, NotThereError, and RefusedError."""
         content, headers = json.dumps(body).encode(), {"Content-Type": "application/json"}
@@ -92,7 +92,7 @@ class Server:
     def _asked(self, request: urllib.request.Request) -> Any:
         try:
             with urllib.request.urlopen(request, timeout=self._timeout_seconds) as answer:
-                text = answer.read()
+                text, kind = answer.read().decode("utf-8", "replace"), answer.headers.get_content_type()
         except urllib.error.HTTPError as error:
             said = error.read().decode("utf-8", "replace")[:500]
             if error.code == NOT_THERE:
@@ -105,4 +105,5 @@ class Server:
             ) from error
         except (OSError, http.client.HTTPException) as error:  # refused, reset, timed out, broken off
             raise GoneError(f"{type(error).__name__}: {error}") from error
-        return json.loads(text) if text.strip() else None
+        # What has nothing to tell answers nothing, or with a sentence for people.
+        return json.loads(text) if kind == "application/json" and text.strip() else None

@@ -34,6 +34,8 @@ ADAPTERS = "policy"
 class VllmSampler:
     """A Sampler. Its engine lives until the process ends."""
 
+    keeps_copy = True
+
     def __init__(
         self,
         policy: Policy,
@@ -95,7 +97,7 @@ class VllmSampler:
         self._policy = policy
         self._wake()
         if self._rank is None:
-            weights = handover.named_weights(policy.model)
+            weights = handover.named_weights(policy)
             self._engine.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
         else:
             self._load_adapters(policy)
@@ -179,7 +181,7 @@ class VllmSampler:
 
         folder = Path(self._folder.name) / "model"
         if self._rank is not None:
-            handover.write_weights(policy.model, folder)  # the base's, which stay
+            handover.write_weights(policy, folder)  # the base's, which stay
         handover.write_shape(policy.model, folder, tokenizer=tokenizer)
         cache_gib = self._own.cache_gib or (CPU_CACHE_GIB if self._device.type == "cpu" else None)
         arguments: dict[str, Any] = {
@@ -218,7 +220,7 @@ class VllmSampler:
         # A number of its own for each hand-over: adapters that vLLM has seen it does not read again.
         number = self._num_syncs + 1
         folder = Path(self._folder.name) / f"adapters_{number}"
-        handover.write_adapters(policy.model, folder)
+        handover.write_adapters(policy, folder)
         if self._num_syncs:
             self._engine.remove_lora(self._num_syncs)
         self._adapters = LoRARequest(ADAPTERS, number, str(folder))
@@ -228,7 +230,9 @@ class VllmSampler:
         digests: dict[str, str] = {}
         for of_worker in self._engine.collective_rpc("compute_weight_checksums"):
             digests |= of_worker
-        self._compared = handover.check_held(digests, policy.model, holder="the engine in this process")
+        self._compared = handover.check_held(
+            digests, handover.expected_digests(policy), holder="the engine in this process"
+        )
 
     def _seed(self, key: int) -> None:
         if self._own.seeds == "engine":

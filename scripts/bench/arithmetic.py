@@ -158,9 +158,7 @@ def _step_ratio(result: Result, case: Case) -> Spread:
 
 
 def _sampling_ratio(result: Result, case: Case) -> Spread:
-    # vLLM samples in processes of its own, whose CPU time this one does not see.
-    clock = "wall" if "vllm" in case.sides else clock_of(case, threads=result["threads"])
-    return speed_ratio(result, "sampling", clock=clock, over=case.sides[1])
+    return speed_ratio(result, "sampling", clock=clock_of(case, threads=result["threads"]), over=case.sides[1])
 
 
 def _head_ratio(result: Result, case: Case) -> Spread:

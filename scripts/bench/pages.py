@@ -139,8 +139,7 @@ def _ratios(results: Sequence[tuple[Case, Result]]) -> list[str]:
 
 
 def _ratio(case: Case, result: Result, part: str) -> Spread:
-    clock = "wall" if "vllm" in case.sides else clock_of(case, threads=result["threads"])
-    return speed_ratio(result, part, clock=clock, over=case.sides[1])
+    return speed_ratio(result, part, clock=clock_of(case, threads=result["threads"]), over=case.sides[1])
 
 
 def _ratio_numbers(case: Case, result: Result) -> dict[str, Any]:
@@ -154,7 +153,7 @@ def _ratio_numbers(case: Case, result: Result) -> dict[str, Any]:
 
 
 def _clock(case: Case, result: Result) -> str:
-    return "wall" if "vllm" in case.sides else {"cpu": "CPU", "wall": "wall"}[clock_of(case, threads=result["threads"])]
+    return {"cpu": "CPU", "wall": "wall"}[clock_of(case, threads=result["threads"])]
 
 
 def _unlike(results: Sequence[tuple[Case, Result]]) -> list[str]:
