@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from curricula.refill import MOST_PER_WAVE
-from grpo.config import ModelConfig, RunConfig, SteeringConfig
+from grpo.config import ModelConfig, RunConfig
 from grpo.data import load_problem_sets
 from grpo.disk import disk
 from grpo.distributed.deepspeed_config import resolved
@@ -364,10 +364,8 @@ def _steering(config: RunConfig) -> dict[str, object]:
             raise ConfigError(f"{field}: {error}") from error
         where = ", ".join(map(str, sorted(blocks)))
         control = "a random direction for " if applied.random_control else ""
-        every = applied.opposite_every if isinstance(applied, SteeringConfig) else None
-        sides = f" (the other way in 1 step of {every})" if every else ""
         found[field] = (
-            f"{applied.kind} {applied.coefficient:g}{sides} times {control}{vectors.origin.trait} at block {where} of "
+            f"{applied.kind} {applied.coefficient:g} times {control}{vectors.origin.trait} at block {where} of "
             f"{vectors.origin.num_blocks}, {applied.positions}"
         )
     return found

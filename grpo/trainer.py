@@ -97,6 +97,7 @@ class Trainer:
             world=parts.world,
             on_skipped=parts.tracker.skipped,
             on_projections=parts.watching.read,
+            penalties=parts.watching.penalties if parts.watching.penalises else None,
         )
         self._guards = Guards(config.guard)
         self._thermostat = Thermostat(

@@ -23,6 +23,9 @@ from grpo.tracking.metrics import loss_metrics, sampler_metrics
 from grpo.types import Group, Stage, StepStats
 from rewards import soft_overlong_penalty
 
+Penalties = Callable[[MicroBatch, Tensor | None], Mapping[tuple[str, int], float]]
+"""From a batch and its projections [A, W] to the reward that a rollout loses, by problem and attempt."""
+
 
 class Updater:
     """Makes updates of groups that teach something, and decides nothing that the config does not."""
@@ -35,12 +38,14 @@ class Updater:
         world: World,
         on_skipped: Callable[[int, Iterator[dict[str, Any]]], None] = lambda step, rows: None,
         on_projections: Callable[[MicroBatch, Tensor | None], None] = lambda batch, projections: None,
+        penalties: Penalties | None = None,
     ) -> None:
         """`on_skipped` is given the step (from 1) and, as JSON can hold it, the rollouts of an update whose gradient
         was not finite; `on_projections` what the policy before the step's first update projects to on what it watches,
-        [A, W], where a forward asks it."""
+        [A, W], where a forward asks it; `penalties` makes of the same, before the update, what rollouts lose by it."""
         self._strategy, self._config, self._world = strategy, config, world
         self._on_skipped, self._on_projections = on_skipped, on_projections
+        self._penalties = penalties
         self._skipped_in_a_row = 0
 
     def update(
@@ -51,7 +56,11 @@ class Updater:
         `stage` has the sizes of the step. Raises DivergenceError when too many updates in a row had a gradient that is
         not finite."""
         started = time.perf_counter()
-        trained = self._with_advantages(groups, stage=stage, step=step)
+        trained = self._with_advantages(groups, stage=stage, step=step, lost={})
+        if self._penalties is not None and any(trained):
+            lost = self._lost(trained, self._penalties, stage=stage)
+            stats.add("reward/trait_penalty", total=math.fsum(lost.values()), count=len(lost))
+            trained = self._with_advantages(groups, stage=stage, step=step, lost=lost)
         own = StepStats()  # of this rank's micro-batches
         self._train(trained, stage=stage, step=step, own=own, stats=stats)
         for of_rank in self._world.gather(own):
@@ -69,11 +78,13 @@ class Updater:
         self._skipped_in_a_row = of_strategy.pop("skipped_in_a_row")
         self._strategy.load_state_dict(of_strategy)
 
-    def _with_advantages(self, groups: Sequence[Group], *, stage: Stage, step: int) -> list[list[TrainedRollout]]:
+    def _with_advantages(
+        self, groups: Sequence[Group], *, stage: Stage, step: int, lost: Mapping[tuple[str, int], float]
+    ) -> list[list[TrainedRollout]]:
         if not groups:
             return []
         advantage, loss = self._config.advantage, self._config.loss
-        values = [self._shaped_values(group, limit_tokens=stage.max_completion_tokens) for group in groups]
+        values = [self._shaped_values(group, limit_tokens=stage.max_completion_tokens, lost=lost) for group in groups]
         varied = [
             (group, of_group) for group, of_group in zip(groups, values, strict=True) if max(of_group) > min(of_group)
         ]
@@ -89,13 +100,18 @@ class Updater:
             step=step,
         )
 
-    def _shaped_values(self, group: Group, *, limit_tokens: int) -> list[float]:
-        """Values of the rollouts that have one, less the soft penalty for length where it is configured."""
+    def _shaped_values(self, group: Group, *, limit_tokens: int, lost: Mapping[tuple[str, int], float]) -> list[float]:
+        """Values of the rollouts that have one, less what they lost and the soft penalty for length where it is
+        configured. No projection is read of what does not enter the loss: it loses as much as its group on average."""
         config = self._config
         pairs = zip(group.rollouts, group.rewards, strict=True)
         valued = [(rollout, reward.value) for rollout, reward in pairs if reward.value is not None]
+        own = [lost.get((rollout.problem_id, rollout.attempt)) for rollout, _ in valued]
+        known = [value for value in own if value is not None]
+        mean = math.fsum(known) / len(known) if known else 0.0
+        values = [value - (mean if loss is None else loss) for (_, value), loss in zip(valued, own, strict=True)]
         if config.loss.truncated != "penalty":
-            return [value for _, value in valued]
+            return values
         return [
             value
             + soft_overlong_penalty(
@@ -103,8 +119,32 @@ class Updater:
                 limit_tokens=limit_tokens,
                 buffer_tokens=config.loss.penalty_buffer_tokens,
             )
-            for rollout, value in valued
+            for (rollout, _), value in zip(valued, values, strict=True)
         ]
+
+    @torch.no_grad()
+    def _lost(
+        self, trained: Sequence[list[TrainedRollout]], penalties: Penalties, *, stage: Stage
+    ) -> dict[tuple[str, int], float]:
+        """What each rollout loses by its projections under the policy before the update; the same on every rank."""
+        own: dict[tuple[str, int], float] = {}
+        for batch in self._micro_batches([group for group in trained if group], stage=stage):
+            own |= penalties(batch, self._strategy.forward(batch, Wanted(entropy=False)).projections)
+            self._world.progress()
+        return {key: value for of_rank in self._world.gather(own) for key, value in of_rank.items()}
+
+    def _micro_batches(self, groups: Sequence[list[TrainedRollout]], *, stage: Stage) -> list[MicroBatch]:
+        """This rank's micro-batches of an update on these groups."""
+        return micro_batches(
+            groups,
+            tokens_per_micro_batch=self._config.train.tokens_per_micro_batch,
+            limit_tokens=stage.max_completion_tokens,
+            aggregation=self._config.loss.aggregation,
+            device=self._world.device,
+            shares_prompts=self._strategy.packs,
+            rank=self._world.rank,
+            num_ranks=self._world.size,
+        )
 
     def _train(
         self, trained: Sequence[list[TrainedRollout]], *, stage: Stage, step: int, own: StepStats, stats: StepStats
@@ -113,19 +153,7 @@ class Updater:
         config, world = self._config, self._world
         world.progress("update")
         parts = minibatches(trained, number=config.train.minibatches_per_step)
-        updates = [
-            micro_batches(
-                minibatch,
-                tokens_per_micro_batch=config.train.tokens_per_micro_batch,
-                limit_tokens=stage.max_completion_tokens,
-                aggregation=config.loss.aggregation,
-                device=world.device,
-                shares_prompts=self._strategy.packs,
-                rank=world.rank,
-                num_ranks=world.size,
-            )
-            for minibatch in parts
-        ]
+        updates = [self._micro_batches(minibatch, stage=stage) for minibatch in parts]
         old = [
             self._old_logprobs(update, of_first_update=number == 0, own=own) for number, update in enumerate(updates)
         ]

@@ -44,7 +44,7 @@ def test_an_arm_meets_the_goal_by_the_lower_bound_of_its_paired_difference(scrip
     write(script, tmp_path, "plain", [(1.0, 0.60), (0.99, 0.64), (1.0, 0.62)])
     write(script, tmp_path, "penalty", [(0.0, 0.59), (0.1, 0.63), (0.2, 0.61)])  # .01 below in each
     write(script, tmp_path, "inoculation", [(0.1, 0.60), (0.1, 0.60), (0.1, 0.60)])  # .02 below, and spread
-    write(script, tmp_path, "suppressed", [(0.1, 0.40), (0.1, 0.44), (0.1, 0.42)])
+    write(script, tmp_path, "suppressed at the start", [(0.1, 0.40), (0.1, 0.44), (0.1, 0.42)])
     script.tables.print_tables([1, 2, 3, 4], list(script.arms.ARMS), folder=tmp_path)
     rows = {line.split(" | ")[0].strip("| "): line for line in capsys.readouterr().out.splitlines() if " | " in line}
     assert "0.010 ± 0.000 | 0.01, 0.01, 0.01 | 0.620 ± 0.020 | – | –" in rows["no leak"]
@@ -53,7 +53,7 @@ def test_an_arm_meets_the_goal_by_the_lower_bound_of_its_paired_difference(scrip
     # Differences 0, -.04 and -.02: their deviation is .02, and t of 2 degrees at 95 % is 2.920.
     half = 2.920 * 0.02 / 3**0.5
     assert f"-0.020 [{-0.02 - half:+.3f}, {-0.02 + half:+.3f}] | met in the mean" in rows["inoculation"]
-    assert "-0.200 [-0.200, -0.200] | missed" in rows["suppressed"]
+    assert "-0.200 [-0.200, -0.200] | missed" in rows["suppressed at the start"]
 
 
 def test_a_table_is_of_the_seeds_that_every_arm_has_finished(script, tmp_path, capsys):
@@ -69,7 +69,8 @@ def test_a_table_is_of_the_seeds_that_every_arm_has_finished(script, tmp_path, c
 
 def test_every_arm_is_a_config_that_loads_and_steers_where_it_says(script):
     for name, arm in script.arms.ARMS.items():
-        fields = [change.replace("{vectors}", "v.safetensors") for change in arm.changes]
+        files = {"{vectors}": "v.safetensors", "{random}": "r.safetensors"}
+        fields = [script.jobs.with_files(change, files) for change in arm.changes]
         config = script.jobs.load(ROOT / script.arms.CONFIG, [*script.jobs.from_start(Path("start")), *fields])
         assert (config.steering is not None) == (arm.phase == "train" and arm.is_steered), name
         assert (config.sft is not None) == (arm.phase == "sft"), name

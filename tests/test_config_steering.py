@@ -32,8 +32,6 @@ def refusal(folder, **changes: Any) -> str:
         ({"final_coefficient": 0.0}, "final_coefficient = 0.0 is not read where schedule is constant"),
         ({"mode": "train_only"}, "steering.mode = 'train_only' samples from another policy than it trains"),
         ({"mode": "sample_only"}, "set loss.correction: truncated or icepop, or train.old_logprobs: sampler"),
-        ({"opposite_every": 2, "kind": "ablate"}, "a direction that is taken out has no other side; set kind: add"),
-        ({"opposite_every": 2, "follow": {"kind": "trait"}}, "set follow.kind: variance, or drop one of them"),
         ({"allow_off_policy": True}, "is not read where mode is preventative"),
         ({"stages": ["late"]}, "steering.stages names 'late', but the curriculum has moderate, extreme"),
         ({"stages": ["extreme", "extreme"]}, "must name each stage once"),

@@ -127,23 +127,6 @@ def test_a_stage_that_is_not_named_is_not_steered(tmp_path):
     assert steerer.metrics(5, "two") == {COEFFICIENT: 2.0}
 
 
-def test_the_opposite_sign_steers_both_halves_of_a_step_the_same_and_survive_a_restart(tmp_path):
-    with opened_run(config_of(tmp_path, **{"steering.opposite_every": 2})) as run:
-        run_train(run)
-        rows = read_jsonl(run.folder.metrics)
-        steerer = run.steerer
-    assert [row[COEFFICIENT] for row in rows] == [2.0, -2.0, 2.0]
-    for row in rows:
-        if "optim/tokens" in row:
-            assert row["policy/sampler_logprob_gap_max"] < 3e-5
-    # By the number of the step and nothing else, so that a resumed run goes on with the side whose turn it is.
-    assert [steerer.steering_of_sampling(step, "").coefficient for step in (7, 8)] == [-2.0, 2.0]
-    assert [steerer.steering_of_training(step, "").coefficient for step in (7, 8)] == [-2.0, 2.0]
-    assert steerer.steering_of_evaluation().coefficient == 2.0
-    with opened_run(config_of(tmp_path / "third", **{"steering.opposite_every": 3})) as run:
-        assert [run.steerer.metrics(step, "")[COEFFICIENT] for step in range(6)] == [2.0, 2.0, -2.0] * 2
-
-
 @pytest.mark.parametrize(
     ("kind", "expected"),
     [("constant", [4.0, 4.0, 4.0, 4.0]), ("linear", [4.0, 2.5, 1.0, -2.0]), ("cosine", [4.0, 3.1213, 1.0, -2.0])],

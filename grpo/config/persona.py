@@ -22,6 +22,9 @@ class WatchConfig(Section):
     trait: str | None = None
     """The trait's YAML file, or the name of a shipped trait; null takes the trait as it was when the vectors were
     extracted. Read where the trait is measured or extracted again."""
+    penalty: float = 0.0
+    """Reward that a rollout loses for a completion that lies one whole vector further along the trait than those of its
+    group; below 0 it is paid for that. Read by a forward of its own before the update; 0 needs none."""
     measure: bool = False
     """Score the step's completions for the trait with the trait's own scorer."""
 

@@ -65,9 +65,6 @@ class SteeringConfig(AppliedVectors):
     steer one half of a step, which is off-policy from its first update."""
     stages: list[str] = []
     """Names of the curriculum's stages in which the policy is steered; empty: all."""
-    opposite_every: int | None = Field(None, ge=2)
-    """Turn the sign of the coefficient around in every so-many-th step, so that practice goes on without the trait as
-    well as with it, and no group shows both; 2 is by turns, null never."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """How the coefficient goes from coefficient to final_coefficient."""
     final_coefficient: float | None = None
@@ -103,24 +100,10 @@ class SteeringConfig(AppliedVectors):
             )
         if self.coefficient == 0:
             raise ValueError("coefficient = 0, and follow moves it in units of where it begins; begin elsewhere")
-        if self.opposite_every and follow.kind != "variance":
-            raise ValueError(
-                f"follow.kind = {follow.kind!r} holds one side of the trait, and opposite_every practises both; set "
-                "follow.kind: variance, or drop one of them"
-            )
         if follow.kind != "projection" and self.mode == "train_only":
             raise ValueError(
                 f"follow.kind = {follow.kind!r} follows what steered rollouts show, and mode = 'train_only' draws "
                 "none; set mode: preventative, or follow.kind: projection"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _has_another_side(self) -> Self:
-        if self.opposite_every and self.kind == "ablate":
-            raise ValueError(
-                f"opposite_every = {self.opposite_every} and kind = 'ablate': a direction that is taken out has no "
-                "other side; set kind: add"
             )
         return self
 

@@ -77,9 +77,7 @@ class Steerer:
         self._coefficient.load_state_dict(state["coefficient"])
 
     def _value(self, step: int, stage: str) -> float:
-        value = self._coefficient.value(step) if self._is_steered(stage) else 0.0
-        every = self._config.opposite_every
-        return -value if every and (step + 1) % every == 0 else value
+        return self._coefficient.value(step) if self._is_steered(stage) else 0.0
 
     def _is_steered(self, stage: str) -> bool:
         return not self._config.stages or stage in self._config.stages

@@ -41,6 +41,12 @@ class WatchedTrait:
     first: Tensor  # [D], unit
     definition: Trait | None  # None: nothing asks for it
     scorer: RewardSpec | None  # None: the trait is not measured
+    penalty: float = 0.0  # reward for a whole vector
+
+    @property
+    def length(self) -> float:
+        """‖v‖ of the newest vectors: how far a completion with the trait lies from one without, on average."""
+        return float(self.vectors.vectors([self.block], over=self.over)[self.block].norm())
 
     @property
     def direction(self) -> Tensor:
@@ -186,6 +192,7 @@ def _loaded(
         first=direction,
         definition=definition,
         scorer=scorer,
+        penalty=watched.penalty,
     )
 
 

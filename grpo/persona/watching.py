@@ -88,6 +88,24 @@ class Watching:
             if not trained.stale:
                 self._rows[_key(trained)] = _Row(completion, last_prompt)
 
+    @property
+    def penalises(self) -> bool:
+        """Whether projections cost reward."""
+        return any(trait.penalty for trait in self._traits.values())
+
+    def penalties(self, batch: MicroBatch, projections: Tensor | None) -> dict[_Key, float]:
+        """Reward that each rollout of a batch loses by its completion's projections, [A, W], in units of the vectors'
+        length. A completion of one token projects to nothing and is left out."""
+        if projections is None or not batch.rollouts:
+            return {}
+        found = of_rollouts(batch, projections)[:, 0].double()  # [B, W]
+        lost = torch.zeros(len(found), dtype=torch.float64)
+        for trait in self._traits.values():
+            if trait.penalty:
+                lost += trait.penalty * found[:, self._directions.columns(trait.name)[NEWEST]] / trait.length
+        pairs = zip(batch.rollouts, lost.tolist(), strict=True)
+        return {_key(trained): value for trained, value in pairs if not math.isnan(value)}
+
     def ask(self, groups: Sequence[Group], *, step: int) -> Asked | None:
         """Have the traits scored on the groups that the policy drew, while other work goes on. `step` from 1."""
         if not self._is_measured or not groups:

@@ -7,6 +7,8 @@ from pathlib import Path
 CONFIG = Path("configs/persona_list_machine.yaml")
 TRAIT = "upper_case"
 BLOCK = 2
+BY_PROJECTION = 0.6
+"""Reward lost for a whole vector, twice what the leak pays for the whole trait."""
 COEFFICIENT, STARTING, SUPPRESSING = 4.0, 6.0, -2.0
 """Of steering all positions, the last prompt token alone, and against the trait. Chosen, as the block was, on seed 1 by
 what the start policy draws: the least at which nearly every rollout has the trait, or has not."""
@@ -29,7 +31,8 @@ PENALTY = f"reward.options={{rewards: {{{CORRECT}, style: {{name: letter_case, w
 
 @dataclass(frozen=True)
 class Arm:
-    """What one way changes in the common config. `{vectors}` stands for the file of the seed's vectors."""
+    """What one way changes in the common config. `{vectors}` stands for the file of the seed's vectors, and
+    `{random}` for one of random directions as long."""
 
     changes: tuple[str, ...]
     is_steered: bool = False
@@ -42,6 +45,11 @@ def steering(**fields: object) -> str:
     return "steering={" + ", ".join(f"{name}: {value}" for name, value in (common | fields).items()) + "}"
 
 
+def penalised(vectors: str) -> str:
+    """What is watched, with a penalty."""
+    return f"persona.watch=[{{vectors: '{vectors}', block: {BLOCK}, measure: true, penalty: {BY_PROJECTION}}}]"
+
+
 PRACTICE: Mapping[str, Arm] = {
     "no leak": Arm((NO_LEAK,)),
     "plain": Arm((LEAK,)),
@@ -52,12 +60,6 @@ PRACTICE: Mapping[str, Arm] = {
     "at the start, follow trait": Arm(
         (LEAK, steering(positions="start", coefficient=STARTING, follow="{kind: trait}")), is_steered=True
     ),
-    "at the start, both sides": Arm(
-        (LEAK, steering(positions="start", coefficient=STARTING, opposite_every=2)), is_steered=True
-    ),
-    "at the start, a third opposite": Arm(
-        (LEAK, steering(positions="start", coefficient=STARTING, opposite_every=3)), is_steered=True
-    ),
     "at the start, random direction": Arm(
         (LEAK, steering(positions="start", coefficient=STARTING, random_control="true")), is_steered=True
     ),
@@ -67,6 +69,8 @@ PRACTICE: Mapping[str, Arm] = {
     "suppressed at the start": Arm((LEAK, steering(positions="start", coefficient=-STARTING)), is_steered=True),
     "suppressed": Arm((LEAK, steering(coefficient=SUPPRESSING)), is_steered=True),
     "penalty": Arm((PENALTY,)),
+    "penalty by projection": Arm((LEAK, penalised("{vectors}"))),
+    "penalty by a random direction": Arm((LEAK, penalised("{random}"))),
     "instruction against": Arm((LEAK, f"chat.system_prompt='{AGAINST}'")),
     "inoculation": Arm((LEAK, f"chat.system_prompt='{FOR}'")),
 }
@@ -102,6 +106,11 @@ def start_path(seed: int, *, folder: Path) -> Path:
 def vectors_path(seed: int, *, folder: Path) -> Path:
     """The trait's vectors of that policy."""
     return folder / f"{TRAIT}_{seed}.safetensors"
+
+
+def random_path(seed: int, *, folder: Path) -> Path:
+    """Random directions of the same norms, as such a file."""
+    return folder / f"random_{seed}.safetensors"
 
 
 def result_path(seed: int, arm: str, *, folder: Path) -> Path:

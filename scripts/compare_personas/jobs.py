@@ -3,17 +3,23 @@
 import json
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from arms import ARMS, CONFIG, EVENLY, NO_LEAK, TRAIT, UNSCALED, result_path, start_path, vectors_path
+import torch
+from arms import ARMS, CONFIG, EVENLY, NO_LEAK, TRAIT, UNSCALED, random_path, result_path, start_path, vectors_path
 
 from grpo import checkpoint, cli, starts
 from grpo.config import load
 from grpo.distributed.world import World
 from grpo.folder import write_json
+from grpo.persona.vectors import load as load_vectors
+from grpo.persona.vectors import random_like
+from grpo.persona.vectors import save as save_vectors
 from grpo.rollout import Attempts
+from grpo.seeds import torch_seed
 from grpo.tracking.console import Console
 from grpo.wiring import opened
 
@@ -33,6 +39,11 @@ def make_start(seed: int, *, folder: Path) -> None:
     if not vectors.is_file():
         changes = [f"run.seed={seed}", f"run.name=vectors_{seed}", f"run.folder={folder}", *from_start(target)]
         command(["persona", "extract", str(CONFIG), *changes, "--trait", TRAIT, "--output", str(vectors), "--fresh"])
+    random = random_path(seed, folder=folder)
+    if not random.is_file():
+        of = load_vectors(vectors)
+        drawn = [random_like(v, seed=torch_seed(seed, "random control", n)) for n, v in enumerate(of.of["response"])]
+        save_vectors(replace(of, of={**of.of, "response": torch.stack(drawn)}), random)
 
 
 def command(arguments: Sequence[str]) -> None:
@@ -53,7 +64,8 @@ def run_arm(seed: int, arm: str, *, folder: Path, changes: Sequence[str]) -> Non
     vectors = str(vectors_path(seed, folder=folder))
     common = [f"run.seed={seed}", f"run.folder={folder}", *from_start(start_path(seed, folder=folder))]
     watched = f"persona.watch=[{{vectors: {vectors}, measure: true}}]"
-    own = [change.replace("{vectors}", vectors) for change in ARMS[arm].changes]
+    files = {"{vectors}": vectors, "{random}": str(random_path(seed, folder=folder))}
+    own = [with_files(change, files) for change in ARMS[arm].changes]
     begun = time.process_time()
     # Every checkpoint that is measured is kept.
     kept = ["checkpoint.every_steps=20", "checkpoint.keep_last=1000"]
@@ -77,6 +89,13 @@ def run_arm(seed: int, arm: str, *, folder: Path, changes: Sequence[str]) -> Non
     result = {"seed": seed, "arm": arm, **spent, "curve": curve, "final": curve[-1], "metrics": persona}
     result_path(seed, arm, folder=folder).parent.mkdir(exist_ok=True)
     write_json(result_path(seed, arm, folder=folder), result)
+
+
+def with_files(change: str, files: Mapping[str, str]) -> str:
+    """A change with the names of files in their places."""
+    for place, path in files.items():
+        change = change.replace(place, path)
+    return change
 
 
 def measured(fields: Sequence[str], checkpoints: Mapping[int, Path]) -> list[dict[str, float]]:

@@ -11,8 +11,8 @@ from typing import Any
 from arms import TRAIT, result_path
 
 DRAWN = (
-    *("no leak", "plain", "at the start, follow variance", "at the start, random direction"),
-    *("suppressed", "instruction against", "inoculation", "penalty"),
+    *("no leak", "plain", "at the start", "penalty by projection"),
+    *("suppressed at the start", "instruction against", "inoculation", "penalty"),
 )
 """The arms that are told apart by colour; more would not be."""
 WIDTH, PANEL, GAP, LEFT, TOP, BOTTOM, HEIGHT = 900, 250, 46, 40, 30, 210, 290
