@@ -204,6 +204,8 @@ class RunFolder:
         if not begun or not self._fingerprint.is_file():
             return
         found: dict[str, str] = json.loads(self._fingerprint.read_text(encoding="utf-8"))
+        if found != prints:
+            found = self._as_read_here(found)
         changed = sorted(name for name in found.keys() | prints.keys() if found.get(name) != prints.get(name))
         of_phases = {
             phase: [name for name in changed if any(f"{name}.".startswith(f"{field}.") for field in fields[phase])]
@@ -243,6 +245,15 @@ class RunFolder:
             f"{looked} looked at the validation problems by them: restore them, or set another run.name and name "
             f"checkpoints of {self.checkpoints} by their paths in evaluation.checkpoints"
         )
+
+    def _as_read_here(self, found: Mapping[str, str]) -> dict[str, str]:
+        """A fingerprint with every field that this version knows: one that the run's version had not is as if it had
+        been left out of its config. Of a config that this version cannot read, the fingerprint as it stands."""
+        of_files = {name: print_ for name, print_ in found.items() if name.endswith((PROBLEM_IDS, CONTENT))}
+        try:
+            return fingerprint(self.read_config()) | of_files
+        except ConfigError:
+            return dict(found)
 
     def _forget(self, first: Phase) -> None:
         """Delete phase `first` and every later one."""

@@ -717,3 +717,19 @@ def test_a_folder_of_another_kind_of_model_is_refused_by_the_weight_it_lacks(ref
     LlamaForSequenceClassification(LlamaConfig(vocab_size=96, **sizes)).save_pretrained(tmp_path / "model")
     said = refused(2, model={"path": str(tmp_path / "model"), "tokenizer": "task:list_machine"})
     assert "the checkpoint does not fill LlamaForCausalLM: lm_head.weight (missing)" in said
+
+
+def test_a_run_of_an_earlier_version_goes_on_where_a_field_that_it_had_not_is_at_its_default(config, run, capsys):
+    assert grpo("eval", config()) == 0
+    prints, own = run / "fingerprint.json", run / "config.yaml"
+    fields = yaml.safe_load(own.read_text())
+    del fields["loss"]["correction"], fields["optim"]["eps"]
+    own.write_text(yaml.safe_dump(fields))
+    earlier = json.loads(prints.read_text())
+    del earlier["loss.correction"], earlier["optim.eps"]
+    earlier["persona.watch"] = "of a list whose entries had a field less"
+    prints.write_text(json.dumps(earlier))
+    assert grpo("eval", config(), "--resume") == 0
+    capsys.readouterr()
+    assert grpo("eval", config(**{"optim.eps": 1e-7}), "--resume") == 4
+    assert "it differs in optim.eps (" in capsys.readouterr().err
