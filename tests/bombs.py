@@ -13,7 +13,7 @@ TIME = [
         "tried",
         ended="signalled",
         cpu_seconds=1,
-        wall_seconds=9.0,
+        wall_seconds=30.0,
     ),
     program(
         "a loop that ignores the signal at the end of its CPU time",
@@ -21,7 +21,7 @@ TIME = [
         "tried",
         ended="signalled",
         cpu_seconds=1,
-        wall_seconds=9.0,
+        wall_seconds=30.0,
     ),
     program(
         "every signal ignored",

@@ -630,11 +630,13 @@ def in_a_shell(command: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, timeout=120)
 
 
+@pytest.mark.slow
 def test_a_check_whose_reader_has_seen_enough_ends_without_a_word(config):
     done = in_a_shell(f"{sys.executable} -m grpo.cli check {config()} | true")
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.slow
 def test_a_run_whose_reader_is_gone_says_how_to_go_on(config):
     done = in_a_shell(f"{sys.executable} -m grpo.cli train {config()} | true")
     assert done.returncode == 130

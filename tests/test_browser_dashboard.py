@@ -15,6 +15,7 @@ from tests.recorded import make_run, metric_row, rollout_row, write_jsonl
 from tests.runs import small_run_file
 from tests.test_report import hostile_run
 
+pytestmark = pytest.mark.slow  # a real browser, and a run that goes on beside it
 pytest.importorskip("uvicorn", reason="uvicorn is not installed (the extra dashboard)")
 
 

@@ -11,6 +11,8 @@ from tests.browser import chromium, opened
 from tests.recorded import make_run
 from tests.test_report import hostile_run
 
+pytestmark = pytest.mark.slow  # a real browser
+
 CONTRAST = """selector => {
   const light = color => {
     const [r, g, b] = color.match(/[\\d.]+/g).map(v => v / 255)

@@ -114,6 +114,7 @@ def run_without_kills(folder: Path, changes: dict[str, Any]) -> Path:
     return folder / "runs" / "small"
 
 
+@pytest.mark.slow
 def test_a_run_killed_between_checkpoints_and_in_one_ends_as_if_it_never_was(tmp_path, finished):
     kills = [
         Kill("after the third step", has_lines("metrics.jsonl", 3)),

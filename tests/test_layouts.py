@@ -54,6 +54,7 @@ def test_one_rank_comes_to_the_same_step_whatever_the_budget_and_the_order(tmp_p
     assert_same_step(layouts.compute(tmp_path, layout, World.alone()), reference)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", TWO_RANKS, ids=lambda layout: layout["name"])
 def test_two_ranks_come_to_the_step_of_one(reference, of_two_ranks, layout):
     assert_same_step(torch.load(of_two_ranks / f"{layout['name']}.pt", weights_only=False), reference)

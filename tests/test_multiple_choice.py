@@ -236,10 +236,10 @@ def test_bad_options_are_refused(options):
     ],
 )
 def test_text_that_is_made_to_be_slow_is_judged_soon(piece):
-    start = time.perf_counter()
+    start = time.process_time()
     reward = VERIFIER("answer " + piece * (60_000 // len(piece)), {"answer": "B", "choices": CITIES})
     assert reward.status == "scored", reward.detail
-    assert time.perf_counter() - start < 2.0
+    assert time.process_time() - start < 2.0
 
 
 @given(st.text(alphabet="ABCDabcd()[]{}*.:,;?!\n '-\\$<>orntaeswi答案是是はイ", max_size=80))

@@ -328,6 +328,7 @@ def test_an_unknown_trait_is_an_error_before_the_model_is_loaded(tmp_path, capsy
     assert captured.out == ""  # nothing was said of rows or of a model
 
 
+@pytest.mark.slow
 def test_two_ranks_give_the_same_vectors(tmp_path):
     folder, arguments = command_of(tmp_path)
     assert grpo(*arguments) == 0

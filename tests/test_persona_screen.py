@@ -186,6 +186,7 @@ def test_rows_without_an_answer_are_refused_with_the_remedy(tmp_path, capsys):
     assert "row 1: has no answer; end its messages" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_two_ranks_screen_as_one_does(tmp_path):
     path = written(tmp_path)
     arguments = command(tmp_path, "--data", str(rows_file(tmp_path)), "--own-rollouts", "2", action="screen")

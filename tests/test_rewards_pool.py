@@ -321,6 +321,7 @@ def test_a_worker_imports_neither_torch_nor_the_trainer_nor_a_mathematics_packag
         assert pool.submit(spec_of(str(file), "loaded"), "", {}).result().value == 1.0
 
 
+@pytest.mark.slow
 def test_what_a_built_in_reward_imports_is_imported_once_for_all_workers(tmp_path):
     """A worker killed at a call of math-verify would otherwise cost a second's imports."""
     file = tmp_path / "loaded.py"

@@ -314,9 +314,9 @@ def test_the_thought_has_the_tag_of_the_option():
 )
 @pytest.mark.parametrize("answers", [ANSWER, []])
 def test_text_that_is_made_to_be_slow_is_judged_soon(piece, answers):
-    start = time.perf_counter()
+    start = time.process_time()
     reward_of(piece * (200_000 // len(piece)), answers)
-    assert time.perf_counter() - start < 2.0
+    assert time.process_time() - start < 2.0
 
 
 @given(st.text(alphabet='<>/tool_caargkevun{}[]":,.0123456789 \n`', max_size=120))

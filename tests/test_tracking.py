@@ -524,6 +524,7 @@ def test_tensorboard_gets_what_metrics_jsonl_gets_and_a_resume_purges_what_is_do
     assert [event.step for event in found.Scalars("reward/mean")] == [1, 2]
 
 
+@pytest.mark.slow
 def test_trackio_gets_what_metrics_jsonl_gets_and_a_resume_writes_to_the_same_run(tmp_path):
     pytest.importorskip("trackio", reason="needs the package trackio")
     # In processes of its own: trackio reads the place of its store when it is imported.

@@ -609,7 +609,7 @@ def _copies_weights(self: NativeSampler, policy: Policy) -> None:
 # --- it learns --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))])
 def test_an_easy_reward_is_learned_within_a_few_dozen_steps(tmp_path, seed):
     changes = {
         "run.seed": seed,
