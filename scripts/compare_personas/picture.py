@@ -18,13 +18,13 @@ DRAWN = (
 WIDTH, PANEL, GAP, LEFT, TOP, BOTTOM, HEIGHT = 900, 250, 46, 40, 30, 210, 290
 STYLE = (
     ":root{color-scheme:light dark;--paper:#fff;--soft:#636875;--line:#e4e6ea;--c0:#636875;--c1:#c0392b;--c2:#2f5fd0;"
-    "--c3:#8a8f99;--c4:#8e44ad;--c5:#b7791f;--c6:#0f8a7e;--c7:#2e7d32}"
+    "--c3:#d6336c;--c4:#8e44ad;--c5:#b7791f;--c6:#0f8a7e;--c7:#2e7d32}"
     "@media(prefers-color-scheme:dark){:root{--paper:#14161a;--soft:#9aa0ad;--line:#2b2f37;--c0:#9aa0ad;--c1:#ff8a7a;"
-    "--c2:#84a7ff;--c3:#6d7380;--c4:#d39bf0;--c5:#e8b65a;--c6:#5fd3c6;--c7:#86d08a}}"
+    "--c2:#84a7ff;--c3:#ff7aa8;--c4:#d39bf0;--c5:#e8b65a;--c6:#5fd3c6;--c7:#86d08a}}"
     ".paper{fill:var(--paper)}text{font:11px system-ui,sans-serif;fill:var(--soft)}.grid{stroke:var(--line)}"
     ".line{fill:none;stroke-width:1.6}.control{fill:none;stroke-width:1;stroke-dasharray:2 3}"
     + "".join(f".s{place}{{stroke:var(--c{place})}}" for place in range(len(DRAWN)))
-    + ".s0,.s3{stroke-dasharray:6 3}"
+    + ".s0,.s7{stroke-dasharray:6 3}"
 )
 Points = Sequence[tuple[float, float]]
 
