@@ -217,6 +217,7 @@ def test_the_cost_of_a_token_is_compared_with_the_smallest_size(bench, monkeypat
     ("operation", "kind"),
     [
         ("aten::addmm", "products of matrices"),
+        ("mkldnn::_linear_pointwise", "products of matrices"),
         ("aten::_scaled_dot_product_flash_attention_for_cpu_backward", "attention"),
         ("aten::_log_softmax_backward_data", "softmax"),
         ("aten::_index_put_impl_", "indexing"),

@@ -27,7 +27,7 @@ KINDS = {
     "integers and bits": r"bitwise_.*|_(and|or|xor|[lr]shift)__|remainder|arange",
     "optimizer": r"foreach_.*|fused_adam.*|lerp.*|addcdiv.*|addcmul.*|linalg_vector_norm",
 }
-"""Kinds of operations, by their names in aten without a leading underscore; the first that fits counts."""
+"""Kinds of operations, by their names without library and leading underscore; the first that fits counts."""
 OTHER, INTERPRETER = "other elementwise and reductions", "the interpreter"
 NUM_STEPS = 3
 NUM_LONGEST = 8
@@ -35,7 +35,7 @@ NUM_LONGEST = 8
 
 def kind_of(operation: str) -> str:
     """The kind of an operation of torch, by its name."""
-    name = operation.removeprefix("aten::").removeprefix("_")
+    name = operation.rpartition("::")[2].removeprefix("_")
     return next((kind for kind, pattern in KINDS.items() if re.fullmatch(pattern, name)), OTHER)
 
 
