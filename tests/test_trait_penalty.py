@@ -33,10 +33,8 @@ REWARDS = tuple(Reward.scored(float(index % 3 == 0), parts={}, detail="") for in
 
 def penalised(**penalties: float) -> Watching:
     """Watches traits of these names at block 1, with these penalties."""
-    traits = [watched_trait(name, seed=seed) for seed, name in enumerate(penalties)]
-    for trait in traits:
-        object.__setattr__(trait, "penalty", penalties[trait.name])
-    return watching_of(*traits)
+    pairs = enumerate(penalties.items())
+    return watching_of(*(replace(watched_trait(name, seed=seed), penalty=value) for seed, (name, value) in pairs))
 
 
 def test_a_rollout_loses_the_penalty_for_each_length_of_the_vector_that_its_completion_projects_to():
