@@ -6,7 +6,7 @@ what the trainer scores. Its forward takes a micro-batch and returns loss and lo
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -101,6 +101,9 @@ class Policy(nn.Module):
         """Steer every forward from here on, or none. Raises ValueError for a block or width that the model has not."""
         if steering is not None:
             check_vectors(steering.vectors, self._blocks[0], hidden_size=self.hidden_size, what="steering")
+            # Once, and not in every forward, which would wait for the device.
+            here = {block: vector.to(self.device) for block, vector in steering.vectors.items()}
+            steering = replace(steering, vectors=here)
         self.steering = steering
 
     def steered_at(self, *, chooses: Tensor, chosen: Tensor) -> Tensor | None:

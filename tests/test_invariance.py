@@ -11,12 +11,13 @@ from torch import Tensor
 
 from grpo.config import SamplingConfig
 from grpo.policy import Policy
-from grpo.sampling import native, rows
+from grpo.sampling import decoders, rows
 from grpo.sampling.cache import SlotCache
 from grpo.sampling.decoder import Inputs, ModelDecoder
+from grpo.sampling.decoders import decoder_of
 from grpo.sampling.fused import FusedDecoder
 from grpo.sampling.invariance import layout_gap, verdict
-from grpo.sampling.native import NativeSampler, decoder_of
+from grpo.sampling.native import NativeSampler
 from grpo.sampling.protocol import Completion, Request
 from grpo.seeds import key
 from grpo.steering import Steering
@@ -48,7 +49,7 @@ def sampler_of(policy: Policy, *, on_progress: Callable[[], None] = lambda: None
 @pytest.fixture
 def own_layers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Decodes by the model's own layers, whatever could be fused."""
-    monkeypatch.setattr(native, "why_not_fused", lambda policy: "a test of the model's own layers")
+    monkeypatch.setattr(decoders, "why_not_fused", lambda policy: "a test of the model's own layers")
 
 
 def gap_of(policy: Policy, **changes: object) -> float:

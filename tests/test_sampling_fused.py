@@ -8,10 +8,11 @@ from torch import Tensor
 
 from grpo.config import SamplingConfig
 from grpo.policy import Policy
-from grpo.sampling import fused, native
+from grpo.sampling import decoders, fused
 from grpo.sampling.decoder import Decoder, ModelDecoder
+from grpo.sampling.decoders import decoder_of
 from grpo.sampling.fused import FAMILIES, FusedDecoder, why_not_fused
-from grpo.sampling.native import NativeSampler, decoder_of
+from grpo.sampling.native import NativeSampler
 from grpo.sampling.prefixes import SHARED_TOKENS
 from grpo.sampling.protocol import Request
 from grpo.sampling.rows import Prefix, Rows
@@ -140,7 +141,7 @@ def test_what_is_drawn_is_scored_alike(name, temperature):
     sampler = NativeSampler(
         policy, SamplingConfig(max_completion_tokens=24), end_token_ids=(END,), tokenizer=tokenizer()
     )
-    assert sampler.why_not_fused == ""
+    assert sampler.why_not_fastest == ""
     assert largest_gap(policy, requests, list(sampler.sample(requests))) < 1
 
 
@@ -289,7 +290,7 @@ def test_a_sampler_draws_the_same_tokens_by_either_decoder(monkeypatch):
         return {c.index: c.token_ids for c in sampler.sample(requests)}
 
     found = tokens(NativeSampler(policy, config, end_token_ids=(END,), tokenizer=tokenizer()))
-    monkeypatch.setattr(native, "why_not_fused", lambda policy: "a test of the model's own layers")
+    monkeypatch.setattr(decoders, "why_not_fused", lambda policy: "a test of the model's own layers")
     other = NativeSampler(policy, config, end_token_ids=(END,), tokenizer=tokenizer())
-    assert other.why_not_fused
+    assert other.why_not_fastest
     assert tokens(other) == found

@@ -12,7 +12,7 @@ import torch
 
 from grpo.batch import MicroBatch, TrainedRollout, micro_batches
 from grpo.policy import Policy, Scored, Wanted
-from grpo.sampling.native import check_decoding
+from grpo.sampling.decoders import check_decoding
 from grpo.sampling.prefixes import SHARED_TOKENS, shares_prefixes
 from grpo.sampling.protocol import Request
 from grpo.seeds import key

@@ -68,6 +68,10 @@ class SlotCache(Cache):
         self._banks: dict[int, PrefixBank] = {}  # by padded length
         self._places: list[tuple[int, int] | None] = [None] * num_rows  # bank and place of each row's prompt
         self._is_seated = True
+        self._written: dict[int, Tensor] = {}  # by heads of a layer: where a step's tokens go, in one memory throughout
+        self.banks: list[PrefixBank] = []  # that rows sit in
+        self.recorded: Any = None
+        """What a decoder has recorded of decodes over this memory; forgotten where any of it moves."""
 
     @property
     def slots(self) -> list[SlotLayer]:
@@ -79,23 +83,20 @@ class SlotCache(Cache):
         """Positions of a slot."""
         return int(self.slots[0].keys.shape[2])
 
-    @property
-    def banks(self) -> list[PrefixBank]:
-        """The banks that rows sit in."""
-        if not self._is_seated:
-            self._seat()
-        return list(self._banks.values())
-
     def write_at(self, positions: Tensor, *, width: int) -> None:
         """Where in its slot the next token of each row goes, [R], and how many positions attention sees."""
+        if not self._is_seated:
+            self._seat()
         rows = torch.arange(len(positions), device=positions.device).unsqueeze(1)  # [R, 1]
-        written: dict[int, Tensor] = {}
+        for heads in dict.fromkeys(layer.keys.shape[1] for layer in self.slots):
+            of_heads = rows * heads + torch.arange(heads, device=positions.device)  # [R, heads]
+            places = (of_heads * self.capacity_tokens + positions.unsqueeze(1)).flatten()
+            if heads in self._written and self._written[heads].shape == places.shape:
+                self._written[heads].copy_(places)
+            else:
+                self._written[heads] = places
         for layer in self.slots:
-            heads = layer.keys.shape[1]
-            if heads not in written:
-                of_heads = rows * heads + torch.arange(heads, device=positions.device)  # [R, heads]
-                written[heads] = (of_heads * self.capacity_tokens + positions.unsqueeze(1)).flatten()
-            layer.written, layer.width = written[heads], width
+            layer.written, layer.width = self._written[layer.keys.shape[1]], width
 
     def enter(self, rows: Sequence[int], prefix: DynamicCache, *, source: int, length: int) -> None:
         """Copy the first `length` positions of row `source` of a prefill into slots `rows`."""
@@ -122,6 +123,7 @@ class SlotCache(Cache):
 
     def resize(self, capacity_tokens: int) -> None:
         """Give every slot room for `capacity_tokens` positions; what lies beyond them is dropped."""
+        self.recorded = None
         missing = capacity_tokens - self.capacity_tokens
         for layer in self.slots:
             # A negative number cuts. Either way what is left lies densely, in memory of its own.
@@ -130,6 +132,7 @@ class SlotCache(Cache):
 
     def widen(self, num_rows: int) -> None:
         """Have `num_rows` slots."""
+        self.recorded = None
         missing = num_rows - len(self._places)
         for layer in self.slots:
             layer.keys, layer.values = (
@@ -142,6 +145,7 @@ class SlotCache(Cache):
         """Keep the slots `rows`, in that order, of which the first `length` positions are in use.
 
         A row goes to no later slot than it has, so that slots are copied only where one moves."""
+        self.recorded = None
         moved = [(row, slot) for slot, row in enumerate(rows) if row != slot]
         source, target = ([pair[side] for pair in moved] for side in (0, 1))
         for layer in self.slots:
@@ -153,12 +157,15 @@ class SlotCache(Cache):
         self._is_seated = False
 
     def _seat(self) -> None:
+        if self._banks:
+            self.recorded = None
         for padded, bank in list(self._banks.items()):
             places = [at[1] if at is not None and at[0] == padded else None for at in self._places]
             if any(place is not None for place in places):
                 bank.seat(places, shares=self._shares)
             else:
                 del self._banks[padded]
+        self.banks = list(self._banks.values())
         self._is_seated = True
 
 

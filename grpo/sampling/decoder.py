@@ -11,7 +11,7 @@ from torch import Tensor
 
 from grpo.policy import Policy
 from grpo.sampling.cache import SlotCache
-from grpo.sampling.prefixes import attending
+from grpo.sampling.prefixes import attending, takes_attention
 
 Masks = Tensor | Mapping[str, Tensor]
 """What is added to the scores of each row's query, [R, 1, 1, W]: of every layer, or by the type of a layer."""
@@ -31,6 +31,9 @@ class Inputs:
 class Decoder(Protocol):
     """What computes a decode."""
 
+    what: str
+    """In a few words, for people to read."""
+
     def load_weights(self, policy: Policy) -> None:
         """Decode with this policy's weights as they stand."""
 
@@ -41,8 +44,12 @@ class Decoder(Protocol):
 class ModelDecoder:
     """The model's own layers, of any architecture."""
 
-    def __init__(self, policy: Policy) -> None:
+    what = "the model's own layers"
+
+    def __init__(self, policy: Policy, *, on_gpu: bool = False) -> None:
+        """`on_gpu`: keys are read by a kernel of GPUs, where the model's attention can be replaced."""
         self._policy = policy
+        self._on_gpu = on_gpu and takes_attention(policy)
 
     def load_weights(self, policy: Policy) -> None:
         """A reference: nothing is copied."""
@@ -50,7 +57,7 @@ class ModelDecoder:
 
     def hidden(self, inputs: Inputs) -> Tensor:
         """As `Decoder.hidden`."""
-        with attending(self._policy, inputs.cache.banks):
+        with attending(self._policy, inputs.cache.banks, on_gpu=self._on_gpu):
             return self._policy.hidden(
                 inputs.token_ids.unsqueeze(1),
                 position_ids=inputs.position_ids.unsqueeze(1),

@@ -92,6 +92,8 @@ def why_not_fused(policy: Policy) -> str:
 class FusedDecoder:
     """Decodes from copies of the blocks' weights, made when they are loaded. As `grpo.sampling.decoder.Decoder`."""
 
+    what = "fused products, from a copy of the blocks' weights"
+
     def __init__(self, policy: Policy) -> None:
         """Of a policy that `why_not_fused` has nothing to say on."""
         self.load_weights(policy)

@@ -12,26 +12,14 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from grpo.config import SamplingConfig
-from grpo.errors import ConfigError
-from grpo.model import base_of, max_positions
 from grpo.policy import Policy
-from grpo.sampling.decoder import Decoder, ModelDecoder
-from grpo.sampling.fused import FusedDecoder, why_not_fused
+from grpo.sampling.decoders import check_decoding, decoder_of
 from grpo.sampling.invariance import layout_gap
-from grpo.sampling.prefixes import SHARED_TOKENS
 from grpo.sampling.protocol import Completion, Request
 from grpo.sampling.rows import MIN_ROWS, Prefix, Rows
 from grpo.steering import Steering
 from grpo.types import StopReason
 
-# Share of the logits' spread by which a decode may differ from a forward: above rounding (in bfloat16 0.03 at 28
-# layers), below what a wrong mask or position does to a model with opinions.
-DECODING_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
-
-
-CHECKED_TOKENS = (3, 12, SHARED_TOKENS + 9)
-"""Prompts by which decoding is checked: two of one prefill, and one that is stored apart."""
-MOST_CHECKED_TOKENS = 1024
 LOOK_STEPS = {"cuda": 8}
 """Decodes between two looks at which rows are done. A look waits for a GPU; on a CPU it costs nothing."""
 
@@ -54,7 +42,7 @@ class NativeSampler:
 
         `on_progress` is called after each prefill and each decode; what it raises ends the sampling."""
         check_decoding(policy)
-        self._decoder, self.why_not_fused = decoder_of(policy)
+        self._decoder, self.why_not_fastest = decoder_of(policy)
         self._policy = policy
         self._config = config
         self._end_token_ids = torch.tensor(end_token_ids, device=policy.device)
@@ -71,9 +59,8 @@ class NativeSampler:
 
     def describe(self) -> str:
         """How tokens are decoded, and why, for people to read."""
-        if self.why_not_fused:
-            return f"sampling: decoded by the model's own layers ({self.why_not_fused})"
-        return "sampling: decoded by fused products, from a copy of the blocks' weights"
+        why_not = f" ({self.why_not_fastest})" if self.why_not_fastest else ""
+        return f"sampling: decoded by {self._decoder.what}{why_not}"
 
     def layout_gap(self) -> float:
         """As `grpo.sampling.invariance.layout_gap`, of this sampler's own decodes."""
@@ -161,74 +148,6 @@ class NativeSampler:
         tail = ids[-(max(len(stop.encode()) for stop in self._config.stop_strings) + 1) :]
         text = self._tokenizer.decode(list(tail), skip_special_tokens=False, clean_up_tokenization_spaces=False)
         return any(stop in text for stop in self._config.stop_strings)
-
-
-@torch.no_grad()
-def check_decoding(policy: Policy) -> None:
-    """Decode rows of unequal length from the cache, and compare with the forward that training scores by.
-
-    Raises ConfigError where the logits differ or an architecture's own code fails: nothing is sampled wrongly."""
-    name = type(base_of(policy.model)).__name__
-    try:
-        gap, spread = _decoding_gap(policy, ModelDecoder(policy))
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:  # whatever the code of any architecture raises
-        raise ConfigError(
-            f"model: {name} cannot be decoded by the native sampler ({type(error).__name__}: {error}); take a model of "
-            "another architecture"
-        ) from error
-    if not gap <= DECODING_TOLERANCE[policy.dtype] * spread:
-        raise ConfigError(
-            f"model: {name} is decoded wrongly by the native sampler (logits off by {gap:.2g}, where they spread by "
-            f"{spread:.2g}); take a model of another architecture"
-        )
-
-
-@torch.no_grad()
-def decoder_of(policy: Policy) -> tuple[Decoder, str]:
-    """Fused products where they are for this policy and decode what its model does; else its own layers, and why."""
-    why_not = why_not_fused(policy)
-    if why_not:
-        return ModelDecoder(policy), why_not
-    try:
-        fused = FusedDecoder(policy)
-        gap, spread = _decoding_gap(policy, fused)
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:  # what another version of an architecture's code may lack
-        return ModelDecoder(policy), f"{type(error).__name__}: {error}"
-    if not gap <= DECODING_TOLERANCE[policy.dtype] * spread:
-        return ModelDecoder(policy), f"fused products: logits off by {gap:.2g}, where they spread by {spread:.2g}"
-    return fused, ""
-
-
-def _decoding_gap(policy: Policy, decoder: Decoder) -> tuple[float, float]:
-    """How far logits of rows of unequal length, decoded from the cache, are off the whole forward's, as a root of mean
-    squares, and how far those spread."""
-    context = max_positions(policy.model)
-    lengths = [length for length in CHECKED_TOKENS if context is None or length <= context]
-    prompts = [tuple((5 * i + 1) % policy.vocabulary for i in range(length)) for length in lengths]
-    entered: list[tuple[int, ...]] = []
-    rows = Rows(MIN_ROWS, config=SamplingConfig(max_completion_tokens=1), policy=policy, decoder=decoder)
-    requests = [Request(prompt_ids=prompt, keys=(0,), temperature=1.0) for prompt in prompts]
-    for batch in rows.prefill_batches(range(len(prompts)), requests, budget_tokens=MOST_CHECKED_TOKENS):
-        cache = rows.prefill([prompts[place][:-1] for place in batch])
-        for source, place in enumerate(batch):
-            rows.enter([0], requests[place], prefix=Prefix(request=place, cache=cache, source=source))
-            entered.append(prompts[place])
-    found = rows.logits()[: len(prompts)].float()  # [C, V]
-    expected = torch.cat([_last_logits(policy, prompt) for prompt in entered]).float()  # [C, V]
-    return float((found - expected).square().mean().sqrt()), float(expected.std())
-
-
-def _last_logits(policy: Policy, prompt: Sequence[int]) -> Tensor:
-    ids = torch.tensor([prompt], device=policy.device)  # [1, T]
-    chosen = torch.zeros_like(ids, dtype=torch.bool)
-    chooses = chosen.clone()
-    chooses[:, -1] = True  # as in the decode, which steers too if the policy is steered
-    steer_at = policy.steered_at(chooses=chooses, chosen=chosen)
-    return policy.head(policy.hidden(ids, steer_at=steer_at)[:, -1])  # [1, V]
 
 
 class _Waiting:

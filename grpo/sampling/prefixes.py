@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from grpo.attention import attend
+from grpo.attention import attend, attend_on_gpu
 from grpo.model import base_of
 from grpo.policy import Policy
 
@@ -104,28 +104,36 @@ class PrefixBank:
 
 
 def shares_prefixes(policy: Policy) -> bool:
-    """Whether this model's rows can attend to a prompt apart: its attention is pluggable, and every layer sees all.
+    """Whether this model's rows can attend to a prompt apart: its attention can be replaced, and every layer sees all.
 
-    A window would mask a prompt for each row otherwise; eager attention may do more than attend (Gemma 2's softcap)."""
-    base = base_of(policy.model)
-    config = base.config.get_text_config()
+    A window would mask a prompt for each row otherwise."""
+    config = base_of(policy.model).config.get_text_config()
     return (
-        bool(base._supports_attention_backend)
-        and config._attn_implementation == "sdpa"
+        takes_attention(policy)
         and getattr(config, "sliding_window", None) is None
         and set(getattr(config, "layer_types", None) or []) <= {"full_attention"}
     )
 
 
+def takes_attention(policy: Policy) -> bool:
+    """Whether this model's attention can be replaced, as `attending` does. Eager attention may do more than attend
+    (Gemma 2's softcap)."""
+    base = base_of(policy.model)
+    return bool(base._supports_attention_backend) and base.config.get_text_config()._attn_implementation == "sdpa"
+
+
 @contextmanager
-def attending(policy: Policy, banks: Sequence[PrefixBank]) -> Iterator[None]:
-    """Let every attention of the policy's model read `banks` beside the keys that it is given."""
-    if not banks:
+def attending(policy: Policy, banks: Sequence[PrefixBank], *, on_gpu: bool = False) -> Iterator[None]:
+    """Let every attention of the policy's model read `banks` beside the keys that it is given.
+
+    `on_gpu`: query heads of one key head read it together, by `attend_on_gpu`, banks or none. transformers would copy
+    each key for each of them, which takes several times as long as to read it."""
+    if not banks and not on_gpu:
         yield
         return
     config = base_of(policy.model).config.get_text_config()
     before = config._attn_implementation
-    ALL_ATTENTION_FUNCTIONS[ATTENTION_NAME] = _reading(banks)
+    ALL_ATTENTION_FUNCTIONS[ATTENTION_NAME] = _reading(banks, on_gpu=on_gpu)
     config._attn_implementation = ATTENTION_NAME
     try:
         yield
@@ -134,7 +142,7 @@ def attending(policy: Policy, banks: Sequence[PrefixBank]) -> Iterator[None]:
         del ALL_ATTENTION_FUNCTIONS[ATTENTION_NAME]
 
 
-def _reading(banks: Sequence[PrefixBank]) -> Callable[..., tuple[Tensor, None]]:
+def _reading(banks: Sequence[PrefixBank], *, on_gpu: bool) -> Callable[..., tuple[Tensor, None]]:
     def attend_with_banks(
         module: nn.Module,
         query: Tensor,
@@ -150,7 +158,10 @@ def _reading(banks: Sequence[PrefixBank]) -> Callable[..., tuple[Tensor, None]]:
         packed = query.reshape(rows, key.shape[1], heads // key.shape[1], size)
         scale = size**-0.5 if scaling is None else scaling
         layer: Any = module.layer_idx
-        own, total = attend(packed, key, value, scale=scale, causal=False, mask=attention_mask)
+        if on_gpu:
+            own, total = attend_on_gpu(packed, key, value, scale=scale, mask=attention_mask)
+        else:
+            own, total = attend(packed, key, value, scale=scale, causal=False, mask=attention_mask)
         read = with_prompts(banks, packed, own, total, layer=layer, scale=scale)
         return read.reshape(rows, 1, heads, read.shape[-1]), None
 
