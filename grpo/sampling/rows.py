@@ -36,6 +36,11 @@ from grpo.sampling.restrict import kept_tokens
 from grpo.types import KeptSets, StopReason
 
 MIN_ROWS = 8
+ROWS_STEP = 8
+"""Rows are dropped by as many: each number of rows is a shape of its own, which a library prepares for."""
+MOST_KEPT = {"cpu": 1.0, "cuda": 0.75}
+"""Share of the rows above which free ones are not dropped yet. On a CPU a free row costs what any other does; on a GPU
+it costs next to nothing, while decodes of another number of rows are recorded anew."""
 WIDTH_STEP_TOKENS = 32
 LEAST_WIDTH_TOKENS = 64
 SPARE_TOKENS = {"cpu": 0, "cuda": 128}
@@ -85,7 +90,8 @@ class Rows:
         self._window: int | None = getattr(model_config, "sliding_window", None)
         self._layer_types = set(getattr(model_config, "layer_types", None) or [])
         self._context_tokens = max_positions(policy.model)
-        self._spare_tokens = SPARE_TOKENS["cpu" if device.type == "cpu" else "cuda"]
+        kind = "cpu" if device.type == "cpu" else "cuda"
+        self._spare_tokens, self._most_kept = SPARE_TOKENS[kind], MOST_KEPT[kind]
         self._query_heads = int(model_config.num_attention_heads)
         self._shares_prefixes = shares_prefixes(policy)
 
@@ -244,9 +250,9 @@ class Rows:
             self._take(range(len(self._owner)), num_free=missing)
 
     def pack(self) -> None:
-        """Drop free rows once they are a quarter of all, so that the last rollouts do not drag an empty batch along."""
-        target = max(MIN_ROWS, self.num_active)
-        if not self.num_active or target > 0.75 * len(self._owner):
+        """Drop free rows, so that the last rollouts do not drag an empty batch along."""
+        target = max(MIN_ROWS, -(-self.num_active // ROWS_STEP) * ROWS_STEP)
+        if not self.num_active or target > self._most_kept * len(self._owner) or target == len(self._owner):
             return
         # The last ones fill the gaps; the others stay where they are.
         late = deque(row for row in range(target, len(self._owner)) if self._owner[row] is not None)
