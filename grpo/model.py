@@ -20,6 +20,7 @@ from transformers import (
 from grpo import recompute, tasks
 from grpo.config import LoraConfig, ModelConfig
 from grpo.errors import ConfigError
+from grpo.linears import quicken_linears
 from grpo.norms import quicken_norms
 from grpo.seeds import torch_seed
 
@@ -84,6 +85,7 @@ def load_model(
         )
     model = initial_model(config, tokenizer=tokenizer, seed=seed).to(device)
     quicken_norms(model)
+    quicken_linears(model)
     return model
 
 

@@ -99,6 +99,7 @@ def test_the_share_of_the_matrix_rate_is_useful_flops_over_what_the_time_allows(
     # 2,520 flops in half a second of 4,000 a second, the best of two turns.
     assert bench.arithmetic.limit_fraction(measured, case, "ours", part="training") == pytest.approx(2520 / 2000)
     assert bench.arithmetic.limit_fraction(measured, case, "ours", part="sampling") == pytest.approx(840 / 1000)
+    assert bench.arithmetic.MEASURES["sampling_limit"](measured, case).middle == pytest.approx(840 / 1000)
     slow_memory = LIMITS | {"copied_bytes_per_second": 4928.0}  # what has to be read takes a quarter of a second
     of_step = bench.arithmetic.sampling_limit_fraction(step(), slow_memory, case, threads=1)
     assert of_step == pytest.approx(1232 / 4928 / 0.25)

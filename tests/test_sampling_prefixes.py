@@ -11,7 +11,7 @@ from grpo.attention import attend
 from grpo.config import SamplingConfig
 from grpo.model import base_of
 from grpo.policy import Policy
-from grpo.sampling import prefixes, rows
+from grpo.sampling import decoders, prefixes, rows
 from grpo.sampling.decoder import ModelDecoder
 from grpo.sampling.native import NativeSampler
 from grpo.sampling.prefixes import SHARED_TOKENS, PrefixBank, attending, shares_prefixes
@@ -19,7 +19,7 @@ from grpo.sampling.protocol import Completion, Request
 from grpo.seeds import key
 from grpo.steering import Steering
 from grpo.tasks.list_machine import tokenizer
-from tests.conftest import tiny_policy
+from tests.conftest import SIZES, tiny_policy
 from tests.test_sampling import largest_gap
 
 END = 95
@@ -77,6 +77,18 @@ def test_neither_the_size_of_a_group_nor_its_neighbours_change_a_bit(name, dtype
     assert bits(policy, requests[::-1], max_rows=11) == expected
     for request in requests:
         assert bits(policy, [request]).items() <= expected.items()
+
+
+def test_a_neighbour_changes_no_bit_of_long_completions_where_four_heads_read_one_key_head(monkeypatch):
+    monkeypatch.setattr(decoders, "why_not_fused", lambda policy: "a test of the model's own layers")
+    heads = {"model_type": "llama", "num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 64}
+    policy = tiny_policy("llama", architecture=SIZES | heads)
+    config = SamplingConfig(max_completion_tokens=320, max_rows=16)
+    sampler = NativeSampler(policy, config, end_token_ids=(policy.vocabulary,), tokenizer=tokenizer())  # draws no end
+    shared, in_slots = requests_of((100, 90), rollouts=4)
+    alone = {c.index: (c.token_ids, c.logprobs) for c in sampler.sample([shared])}
+    beside = {c.index: (c.token_ids, c.logprobs) for c in sampler.sample([shared, in_slots]) if c.request == 0}
+    assert alone == beside
 
 
 def test_steered_rows_with_a_shared_prompt_are_scored_alike():

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from grpo.linears import QuickLinear
 from grpo.model import base_of
 from grpo.policy import Policy
 from grpo.sampling.cache import SlotLayer
@@ -263,7 +264,7 @@ class _Affine:
 
 def _affine(layer: nn.Module) -> _Affine:
     """What a linear layer computes, adapters and all."""
-    if type(layer) is nn.Linear:
+    if isinstance(layer, nn.Linear) and type(layer) in (nn.Linear, QuickLinear):
         return _Affine(layer.weight, layer.bias)
     # Of any other layer, by what it makes of unit vectors: products with ones and zeros are exact.
     of_layer: Any = layer

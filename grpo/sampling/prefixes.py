@@ -161,7 +161,9 @@ def _reading(banks: Sequence[PrefixBank], *, on_gpu: bool) -> Callable[..., tupl
         if on_gpu:
             own, total = attend_on_gpu(packed, key, value, scale=scale, mask=attention_mask)
         else:
-            own, total = attend(packed, key, value, scale=scale, causal=False, mask=attention_mask)
+            # One query at a time: the kernel of CPUs adds up four and more in an order that the width decides.
+            own, total = attend(query, key, value, scale=scale, causal=False, mask=attention_mask)
+        own, total = own.reshape(*packed.shape[:3], -1), total.reshape(packed.shape[:3])
         read = with_prompts(banks, packed, own, total, layer=layer, scale=scale)
         return read.reshape(rows, 1, heads, read.shape[-1]), None
 

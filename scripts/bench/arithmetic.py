@@ -177,11 +177,18 @@ def _matrix_fraction(result: Result, case: Case) -> Spread:
     return Spread.of(matrix_fraction(step, limits, case, threads=threads) for step in steps)
 
 
+def _sampling_limit(result: Result, case: Case) -> Spread:
+    limits, threads = best_limits(result), int(result["threads"])
+    steps = steps_of(result, "ours")
+    return Spread.of(sampling_limit_fraction(step, limits, case, threads=threads) for step in steps)
+
+
 MEASURES: dict[str, Callable[[Result, Case], Spread]] = {
     "step": _step_ratio,
     "sampling": _sampling_ratio,
     "head_memory": _head_ratio,
     "full_logits_memory": _full_logits_ratio,
     "matrix_fraction": _matrix_fraction,
+    "sampling_limit": _sampling_limit,
 }
 """What a goal is of; in all of them more is better."""

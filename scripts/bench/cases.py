@@ -129,6 +129,17 @@ MAIN_CASES = (
         trl_rows=16,
         our_micro_batch_tokens=16384,
         device="cuda",
+        goals=(Goal("sampling", 5.0), Goal("matrix_fraction", 0.45)),
+    ),
+    Case(
+        "gpu-256-rows",
+        *(256, 16, 16, 512, 512),
+        shape=HALF_BILLION,
+        threads=(1,),
+        trl_rows=16,
+        our_micro_batch_tokens=16384,
+        device="cuda",
+        goals=(Goal("sampling_limit", 0.5),),
     ),
 )
 
