@@ -22,10 +22,13 @@ Record = Callable[[Callable[[], Tensor]], Callable[[], Tensor]]
 
 def cuda_graph(compute: Callable[[], Tensor]) -> Callable[[], Tensor]:
     """Record into a CUDA graph. Raises RuntimeError where `compute` waits for the device."""
-    graph = torch.cuda.CUDAGraph()
-    # Other threads talk to the device meanwhile: the watchdog of NCCL asks for events.
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        output = compute()
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+    try:
+        # Other threads talk to the device meanwhile: the watchdog of NCCL asks for events.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            output = compute()
+    finally:
+        torch.cuda.set_stream(stream)  # torch stays on its own where a recording fails
 
     def replay() -> Tensor:
         graph.replay()

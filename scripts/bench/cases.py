@@ -108,6 +108,7 @@ MAIN_CASES = (
     Case("at-limit", 36, 16, 16, 64, 64, goals=(Goal("step", 1.4),)),
     Case("long-prompt", 512, 1, 64, 64, 32, trl_rows=8, goals=(Goal("step", 10.0),)),
     Case("lora", 36, 16, 16, 64, 38.4, lora_rank=16),
+    Case("bfloat16", 36, 16, 16, 64, 38.4, shape=Shape(dtype="bfloat16"), threads=(1,)),
     Case(
         "head-memory",
         *(36, 1, 8, 512, 512),
