@@ -25,8 +25,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.overrides += others
     # What transformers and trl will rename one day is no business of who starts a run.
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|trl")
-    # On Linux torch then asks for pages of 2 MiB: a step on a CPU spends a twentieth of its time on pages of 4 KiB.
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     try:
         with named_disk_errors(then=RESUME if arguments.command in RUN_COMMANDS else "and try again"):
             COMMANDS[arguments.command](arguments)

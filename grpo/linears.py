@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 LEAST_PRODUCT = 2**27
 """Multiplications, from which a product is worth a kernel of its own: about 3 ms of a core."""
@@ -31,6 +32,7 @@ class QuickLinear(nn.Linear):
         """As `nn.Linear.forward`."""
         weight = self.weight
         trains = torch.is_grad_enabled() and hidden.dtype == weight.dtype == torch.float32
+        trains = trains and not torch.is_autocast_enabled("cpu")
         if not trains or hidden.device.type != "cpu" or hidden.numel() * self.out_features < LEAST_PRODUCT:
             return super().forward(hidden)
         flat = hidden.reshape(-1, self.in_features)  # [T, K]
@@ -43,10 +45,11 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
         return _product(x, weight, bias)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         to_x, to_weight, to_bias = ctx.needs_input_grad

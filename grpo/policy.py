@@ -52,6 +52,9 @@ class Policy(nn.Module):
     """Wraps a model of `grpo.model`. `model` may carry adapters; `steering` is None or applied in every forward, and
     projections on `watched` directions, where there are any, come with those that train."""
 
+    in_lock_step = False
+    """Whether a forward is one of all ranks together."""
+
     def __init__(self, model: nn.Module) -> None:
         """Raises ValueError where head(hidden(x)) is not the model's own logits, so that nothing is scored wrongly."""
         super().__init__()

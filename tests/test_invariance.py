@@ -11,14 +11,14 @@ from torch import Tensor
 
 from grpo.config import SamplingConfig
 from grpo.policy import Policy
-from grpo.sampling import decoders, rows
+from grpo.sampling import rows, trials
 from grpo.sampling.cache import SlotCache
 from grpo.sampling.decoder import Inputs, ModelDecoder
-from grpo.sampling.decoders import decoder_of
 from grpo.sampling.fused import FusedDecoder
 from grpo.sampling.invariance import layout_gap, verdict
 from grpo.sampling.native import NativeSampler
 from grpo.sampling.protocol import Completion, Request
+from grpo.sampling.trials import decoder_of
 from grpo.seeds import key
 from grpo.steering import Steering
 from grpo.tasks.list_machine import tokenizer
@@ -49,7 +49,7 @@ def sampler_of(policy: Policy, *, on_progress: Callable[[], None] = lambda: None
 @pytest.fixture
 def own_layers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Decodes by the model's own layers, whatever could be fused."""
-    monkeypatch.setattr(decoders, "why_not_fused", lambda policy: "a test of the model's own layers")
+    monkeypatch.setattr(trials, "why_not_fused", lambda policy: "a test of the model's own layers")
 
 
 def gap_of(policy: Policy, **changes: object) -> float:

@@ -80,6 +80,31 @@ def test_small_products_and_other_types_stay_with_the_layer(monkeypatch, whateve
     assert whatever_its_size == [10]
 
 
+def test_under_autocast_the_layer_computes_as_it_did(whatever_its_size):
+    _, quick = twins(bias=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert quick(torch.randn(10, 48)).dtype == torch.bfloat16
+    assert whatever_its_size == []
+
+
+def test_a_frozen_layer_keeps_no_input():
+    _, quick = twins(bias=False)
+    quick.requires_grad_(False)
+    kept = []
+    inputs = torch.randn(12, 48, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda saved: kept.append(saved.shape) or saved, lambda saved: saved):
+        quick(inputs)
+    assert kept == [(80, 48)]
+
+
+def test_a_second_derivative_is_refused():
+    _, quick = twins(bias=False)
+    inputs = torch.randn(3, 48, requires_grad=True)
+    (first,) = torch.autograd.grad((quick(inputs) ** 2).sum(), [inputs], create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()
+
+
 def test_frozen_weights_beneath_adapters_get_no_gradient_and_the_adapters_theirs(whatever_its_size):
     plain, quick = (get_peft_model(nn.Sequential(x), LoraConfig(r=4, target_modules=["0"])) for x in twins(bias=False))
     inputs = torch.randn(12, 48, requires_grad=True)

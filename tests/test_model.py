@@ -23,8 +23,8 @@ from grpo.errors import ConfigError
 from grpo.model import DTYPES, Float32Head, base_of, load_model, load_tokenizer, skeleton
 from grpo.optim import Optimizer
 from grpo.policy import Policy, Wanted
-from grpo.sampling import decoders
-from grpo.sampling.decoders import check_decoding
+from grpo.sampling import trials
+from grpo.sampling.trials import check_decoding
 from grpo.types import Rollout, StopReason
 from tests.conftest import ARCHITECTURES, SIZES, tiny_config, tiny_policy
 
@@ -102,10 +102,10 @@ def test_a_mask_that_shows_a_row_anothers_positions_is_found_before_a_token_is_d
             if "o_proj" in name or "v_proj" in name:  # a fresh model hardly listens to its attention
                 weight.mul_(10)
 
-    def shows_all(self: decoders.Rows, mask: torch.Tensor) -> torch.Tensor:
+    def shows_all(self: trials.Rows, mask: torch.Tensor) -> torch.Tensor:
         return torch.zeros_like(mask[:, None, None], dtype=self._policy.dtype)
 
-    monkeypatch.setattr(decoders.Rows, "_for_attention", shows_all)
+    monkeypatch.setattr(trials.Rows, "_for_attention", shows_all)
     with pytest.raises(ConfigError, match="model: LlamaForCausalLM is decoded wrongly by the native sampler"):
         check_decoding(policy)
 
@@ -255,7 +255,7 @@ def test_float16_is_refused_on_the_cpu_with_what_to_set_instead():
 
 
 def test_every_dtype_of_the_config_has_a_tolerance_of_decoding():
-    assert set(DTYPES.values()) == set(decoders.DECODING_TOLERANCE)
+    assert set(DTYPES.values()) == set(trials.DECODING_TOLERANCE)
 
 
 # --- a head in float32 ------------------------------------------------------------------------------------------------

@@ -8,14 +8,14 @@ from torch import Tensor
 
 from grpo.config import SamplingConfig
 from grpo.policy import Policy
-from grpo.sampling import decoders, fused
+from grpo.sampling import fused, trials
 from grpo.sampling.decoder import Decoder, ModelDecoder
-from grpo.sampling.decoders import decoder_of
 from grpo.sampling.fused import FAMILIES, FusedDecoder, why_not_fused
 from grpo.sampling.native import NativeSampler
 from grpo.sampling.prefixes import SHARED_TOKENS
 from grpo.sampling.protocol import Request
 from grpo.sampling.rows import Prefix, Rows
+from grpo.sampling.trials import decoder_of
 from grpo.seeds import key
 from grpo.steering import Steering
 from grpo.tasks.list_machine import tokenizer
@@ -290,7 +290,7 @@ def test_a_sampler_draws_the_same_tokens_by_either_decoder(monkeypatch):
         return {c.index: c.token_ids for c in sampler.sample(requests)}
 
     found = tokens(NativeSampler(policy, config, end_token_ids=(END,), tokenizer=tokenizer()))
-    monkeypatch.setattr(decoders, "why_not_fused", lambda policy: "a test of the model's own layers")
+    monkeypatch.setattr(trials, "why_not_fused", lambda policy: "a test of the model's own layers")
     other = NativeSampler(policy, config, end_token_ids=(END,), tokenizer=tokenizer())
     assert other.why_not_fastest
     assert tokens(other) == found

@@ -14,14 +14,14 @@ from torch._subclasses import FakeTensorMode
 from grpo.attention import attend, attend_on_gpu
 from grpo.config import SamplingConfig
 from grpo.policy import Policy
-from grpo.sampling import decoders, noise, prefixes, rows
+from grpo.sampling import noise, prefixes, rows, trials
 from grpo.sampling.cache import SlotCache
 from grpo.sampling.decoder import ModelDecoder
-from grpo.sampling.decoders import RECORDED_DECODES, decoder_of
 from grpo.sampling.graphs import RecordedDecoder
 from grpo.sampling.native import NativeSampler
 from grpo.sampling.prefixes import SHARED_TOKENS
 from grpo.sampling.protocol import Request
+from grpo.sampling.trials import RECORDED_DECODES, decoder_of
 from grpo.steering import Steering
 from grpo.tasks.list_machine import tokenizer
 from tests.conftest import SIZES, tiny_policy
@@ -39,7 +39,7 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Slots with room to spare, and looks at which rows are done as seldom, as on a GPU."""
     monkeypatch.setattr(rows, "SPARE_TOKENS", {"cpu": 128})
     monkeypatch.setattr("grpo.sampling.native.LOOK_STEPS", {"cpu": 8})
-    monkeypatch.setattr(decoders, "why_not_fused", lambda policy: OWN_LAYERS)
+    monkeypatch.setattr(trials, "why_not_fused", lambda policy: OWN_LAYERS)
 
 
 def sampler_of(policy: Policy, *, record: Recorder | None, **changes: object) -> NativeSampler:
@@ -154,6 +154,23 @@ def caches() -> list[SlotCache]:
     return [found for found in gc.get_objects() if isinstance(found, SlotCache)]
 
 
+def test_a_recording_that_fails_in_a_run_is_told_of_once_and_the_tokens_are_the_same():
+    class Breaks(Recorder):
+        def __call__(self, compute: Callable[[], Tensor]) -> Callable[[], Tensor]:
+            if len(self.tapes) == 2:
+                raise RuntimeError("no room for a graph")
+            return super().__call__(compute)
+
+    policy, record, requests = tuned("llama"), Breaks(), requests_of(LENGTHS, rollouts=7)
+    sampler = sampler_of(policy, record=record)
+    sampler._decoder.is_on_trial = False
+    with pytest.warns(UserWarning, match="not recorded any more .no room for a graph.; sampling is slower") as told:
+        found = bits(sampler, requests)
+    assert len(told) == 1
+    assert found == bits(sampler_of(policy, record=None), requests)
+    assert len(record.tapes) == 2
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_between_two_looks_the_host_waits_for_nothing(name, monkeypatch):
     # A CPU's own noise goes by numpy; a GPU's does not.
@@ -177,7 +194,7 @@ def test_between_two_looks_the_host_waits_for_nothing(name, monkeypatch):
 def choice(policy: Policy, record: Recorder) -> tuple[Any, str]:
     """What is chosen where decodes are recorded with `record`, and why not that."""
     ways = [("graphs", lambda: RecordedDecoder(ModelDecoder(policy), policy, record=record))]
-    return decoders._first_right(policy, ways, num_decodes=RECORDED_DECODES)
+    return trials._first_right(policy, ways, num_decodes=RECORDED_DECODES)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -186,6 +203,15 @@ def test_recordings_that_agree_are_chosen(name):
     decoder, why_not = choice(tuned(name), record)
     assert (type(decoder), why_not) == (RecordedDecoder, "")
     assert record.num_replays >= RECORDED_DECODES - 1
+
+
+@pytest.mark.parametrize("positions", ["choosing", "start", "completion", "all"])
+def test_a_policy_that_is_steered_already_is_on_trial_as_it_is(positions):
+    policy = tuned("qwen3")
+    vector = torch.linspace(-3, 3, policy.hidden_size)
+    policy.steer(Steering({0: vector}, 2.0, positions=positions))
+    decoder, why_not = choice(policy, Recorder())
+    assert (type(decoder), why_not) == (RecordedDecoder, "")
 
 
 def test_a_model_that_waits_for_the_device_is_decoded_by_its_own_layers_which_says_why():
@@ -244,10 +270,10 @@ def test_on_a_gpu_recordings_are_tried_with_each_kernel(monkeypatch):
         tried.extend((what, make()._decoder._on_gpu) for what, make in ways)
         return None, ""
 
-    monkeypatch.setattr(decoders, "_first_right", first)
+    monkeypatch.setattr(trials, "_first_right", first)
     decoder_of(policy)
     assert [on_gpu for _, on_gpu in tried] == [True, False]
-    policy.shards_head = True  # its layers are gathered by all ranks together
+    policy.in_lock_step = True
     assert type(decoder_of(policy)[0]) is ModelDecoder
 
 

@@ -11,7 +11,7 @@ from grpo.attention import attend
 from grpo.config import SamplingConfig
 from grpo.model import base_of
 from grpo.policy import Policy
-from grpo.sampling import decoders, prefixes, rows
+from grpo.sampling import prefixes, rows, trials
 from grpo.sampling.decoder import ModelDecoder
 from grpo.sampling.native import NativeSampler
 from grpo.sampling.prefixes import SHARED_TOKENS, PrefixBank, attending, shares_prefixes
@@ -80,7 +80,7 @@ def test_neither_the_size_of_a_group_nor_its_neighbours_change_a_bit(name, dtype
 
 
 def test_a_neighbour_changes_no_bit_of_long_completions_where_four_heads_read_one_key_head(monkeypatch):
-    monkeypatch.setattr(decoders, "why_not_fused", lambda policy: "a test of the model's own layers")
+    monkeypatch.setattr(trials, "why_not_fused", lambda policy: "a test of the model's own layers")
     heads = {"model_type": "llama", "num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 64}
     policy = tiny_policy("llama", architecture=SIZES | heads)
     config = SamplingConfig(max_completion_tokens=320, max_rows=16)

@@ -12,9 +12,9 @@ import torch
 
 from grpo.batch import MicroBatch, TrainedRollout, micro_batches
 from grpo.policy import Policy, Scored, Wanted
-from grpo.sampling.decoders import check_decoding
 from grpo.sampling.prefixes import SHARED_TOKENS, shares_prefixes
 from grpo.sampling.protocol import Request
+from grpo.sampling.trials import check_decoding
 from grpo.seeds import key
 from grpo.steering import Steering
 from tests.conftest import ARCHITECTURES, tiny_policy

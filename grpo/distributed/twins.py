@@ -60,6 +60,7 @@ class LayerByLayer(_Twin):
 
     Before each call the ranks agree on one, and who wants another one, or none, makes it with one row of no meaning."""
 
+    in_lock_step = True
     _world: World
     _forget_order: Callable[[], None]
     _gather: Callable[[Tensor], AbstractContextManager[Tensor]]

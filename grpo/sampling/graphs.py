@@ -5,8 +5,11 @@ A recording is good for one number of rows and one width of attention, over the 
 forgets it where that moves (`SlotCache.recorded`). The first decode of a kind runs as ever, which also does whatever is
 done once, the second is recorded, and the others are replayed."""
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -22,19 +25,50 @@ Record = Callable[[Callable[[], Tensor]], Callable[[], Tensor]]
 
 def cuda_graph(compute: Callable[[], Tensor]) -> Callable[[], Tensor]:
     """Record into a CUDA graph. Raises RuntimeError where `compute` waits for the device."""
-    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
     try:
-        # Other threads talk to the device meanwhile: the watchdog of NCCL asks for events.
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            output = compute()
-    finally:
-        torch.cuda.set_stream(stream)  # torch stays on its own where a recording fails
+        graph, output = _captured(compute)
+    except torch.OutOfMemoryError:
+        torch.cuda.empty_cache()  # which cannot be done while a graph is recorded
+        graph, output = _captured(compute)
 
     def replay() -> Tensor:
         graph.replay()
         return output
 
     return replay
+
+
+def _captured(compute: Callable[[], Tensor]) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+    # Not by the context manager of torch, which gives all cached memory back to the driver each time.
+    graph, current, own = torch.cuda.CUDAGraph(), torch.cuda.current_stream(), _stream()
+    own.wait_stream(current)
+    with torch.cuda.stream(own):
+        # Other threads talk to the device meanwhile: the watchdog of NCCL asks for events.
+        graph.capture_begin(capture_error_mode="thread_local")
+        try:
+            with _refusing_to_wait():
+                output = compute()
+        finally:
+            graph.capture_end()
+    current.wait_stream(own)
+    return graph, output
+
+
+@cache
+def _stream() -> torch.cuda.Stream:
+    return torch.cuda.Stream()
+
+
+@contextmanager
+def _refusing_to_wait() -> Iterator[None]:
+    """What would wait for the device raises an error of Python's: one of CUDA's would break the recording, and what torch
+    knows of its memory."""
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
 
 
 @dataclass(slots=True)
@@ -54,6 +88,9 @@ class RecordedDecoder:
         """`decoder` decodes `policy`'s weights."""
         self._decoder, self._policy, self._record = decoder, policy, record
         self.what = f"{decoder.what}, recorded once and replayed"
+        self._records = True
+        self.is_on_trial = True
+        """Whether a recording that fails is an error. Later on, decodes are not recorded any more."""
 
     def load_weights(self, policy: Policy) -> None:
         """As the decoder that is recorded."""
@@ -62,6 +99,8 @@ class RecordedDecoder:
 
     def hidden(self, inputs: Inputs) -> Tensor:
         """As `Decoder.hidden`."""
+        if not self._records:
+            return self._decoder.hidden(inputs)
         tensors, steering = _tensors(inputs), self._policy.steering
         shapes = [tensor.shape for tensor in tensors]
         recorded: _Recorded | None = inputs.cache.recorded
@@ -71,7 +110,17 @@ class RecordedDecoder:
         if recorded.replay is None:
             recorded.tensors = [tensor.clone() for tensor in tensors]
             own = _with(inputs, recorded.tensors)
-            recorded.replay = self._record(lambda: self._decoder.hidden(own))
+            try:
+                recorded.replay = self._record(lambda: self._decoder.hidden(own))
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                if self.is_on_trial:
+                    raise
+                # Nothing of it has run, so the decode can. It went well on trial, so it is worth a word.
+                warnings.warn(f"decodes are not recorded any more ({error}); sampling is slower", stacklevel=2)
+                self._records = False
+                return self._decoder.hidden(inputs)
         else:
             for own_tensor, tensor in zip(recorded.tensors, tensors, strict=True):
                 own_tensor.copy_(tensor)

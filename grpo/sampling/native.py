@@ -13,10 +13,10 @@ from transformers import PreTrainedTokenizerBase
 
 from grpo.config import SamplingConfig
 from grpo.policy import Policy
-from grpo.sampling.decoders import check_decoding, decoder_of
 from grpo.sampling.invariance import layout_gap
 from grpo.sampling.protocol import Completion, Request
 from grpo.sampling.rows import MIN_ROWS, Prefix, Rows
+from grpo.sampling.trials import check_decoding, decoder_of
 from grpo.steering import Steering
 from grpo.types import StopReason
 
@@ -25,7 +25,7 @@ LOOK_STEPS = {"cuda": 8}
 
 
 class NativeSampler:
-    """Samples from the policy's own modules, or small models on a CPU from fused copies of their weights."""
+    """Samples from the policy's own modules, recorded on a GPU; small models on a CPU from copies of their weights."""
 
     keeps_copy = False
 

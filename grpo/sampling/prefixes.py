@@ -126,8 +126,8 @@ def takes_attention(policy: Policy) -> bool:
 def attending(policy: Policy, banks: Sequence[PrefixBank], *, on_gpu: bool = False) -> Iterator[None]:
     """Let every attention of the policy's model read `banks` beside the keys that it is given.
 
-    `on_gpu`: query heads of one key head read it together, by `attend_on_gpu`, banks or none. transformers would copy
-    each key for each of them, which takes several times as long as to read it."""
+    `on_gpu`: query heads of one key head read it together, by `attend_on_gpu`, banks or none. Earlier releases of
+    transformers copy each key for each of them, which takes several times as long as to read it."""
     if not banks and not on_gpu:
         yield
         return
@@ -161,8 +161,9 @@ def _reading(banks: Sequence[PrefixBank], *, on_gpu: bool) -> Callable[..., tupl
         if on_gpu:
             own, total = attend_on_gpu(packed, key, value, scale=scale, mask=attention_mask)
         else:
-            # One query at a time: the kernel of CPUs adds up four and more in an order that the width decides.
-            own, total = attend(query, key, value, scale=scale, causal=False, mask=attention_mask)
+            # One query at a time on a CPU: its kernel adds up four and more in an order that the width decides.
+            queries = query if query.device.type == "cpu" else packed
+            own, total = attend(queries, key, value, scale=scale, causal=False, mask=attention_mask)
         own, total = own.reshape(*packed.shape[:3], -1), total.reshape(packed.shape[:3])
         read = with_prompts(banks, packed, own, total, layer=layer, scale=scale)
         return read.reshape(rows, 1, heads, read.shape[-1]), None

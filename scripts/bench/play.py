@@ -98,7 +98,6 @@ def _started(side: str, case: Case, *, threads: int, pace: Pace, folder: Path) -
         "WANDB_MODE": "offline",
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
-        "THP_MEM_ALLOC_ENABLE": "1",  # as `grpo` sets it; for every side
     }
     with log.open("w", encoding="utf-8") as output:
         child = subprocess.Popen(

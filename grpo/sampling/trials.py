@@ -1,4 +1,4 @@
-"""Who decodes: the fastest decoder that is for a policy and computes, in a trial at the start, what its model does."""
+"""Decoders on trial at the start: the fastest one that is for a policy and computes what its model does decodes it."""
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -55,17 +55,20 @@ def decoder_of(policy: Policy) -> tuple[Decoder, str]:
     """The fastest decoder that is for this policy and decodes what its model does, and why it is no faster one: empty
     where it is fused products, or a GPU's recorded decodes."""
     if policy.device.type == "cuda":
-        if policy.shards_head:
+        if policy.in_lock_step:
             return ModelDecoder(policy), "its weights are gathered layer by layer, which is not recorded"
-        ways = [(f"{what}CUDA graphs", partial(_recorded, policy, on_gpu=flag)) for what, flag in _KERNELS.items()]
-        return _first_right(policy, ways, num_decodes=RECORDED_DECODES)
+        ways = [
+            ("a kernel that takes masks, in CUDA graphs", partial(_recorded, policy, on_gpu=True)),
+            ("CUDA graphs", partial(_recorded, policy, on_gpu=False)),
+        ]
+        decoder, why_not = _first_right(policy, ways, num_decodes=RECORDED_DECODES)
+        if isinstance(decoder, RecordedDecoder):
+            decoder.is_on_trial = False
+        return decoder, why_not
     why_not = why_not_fused(policy)
     if why_not:
         return ModelDecoder(policy), why_not
     return _first_right(policy, [("fused products", partial(FusedDecoder, policy))], num_decodes=1)
-
-
-_KERNELS = {"keys read by a kernel with a mask, in ": True, "": False}
 
 
 def _recorded(policy: Policy, *, on_gpu: bool) -> RecordedDecoder:
@@ -111,17 +114,18 @@ def _decoding_gap(policy: Policy, decoder: Decoder, *, num_decodes: int = 1) -> 
     for _ in range(num_decodes):
         logits = rows.logits()  # [R, V]
         found.append(logits[: len(prompts)].float())
-        read = [[*prompt, *rows.token_ids(row)] for row, prompt in enumerate(entered)]
-        expected.append(torch.cat([_last_logits(policy, ids) for ids in read]).float())
+        drawn = [(prompt, rows.token_ids(row)) for row, prompt in enumerate(entered)]
+        expected.append(torch.cat([_last_logits(policy, *ids) for ids in drawn]).float())
         rows.draw(logits)
     of_forward = torch.stack(expected)  # [N, C, V]
     return float((torch.stack(found) - of_forward).square().mean().sqrt()), float(of_forward.std())
 
 
-def _last_logits(policy: Policy, prompt: Sequence[int]) -> Tensor:
-    ids = torch.tensor([prompt], device=policy.device)  # [1, T]
+def _last_logits(policy: Policy, prompt: Sequence[int], drawn: Sequence[int]) -> Tensor:
+    ids = torch.tensor([[*prompt, *drawn]], device=policy.device)  # [1, T]
     chosen = torch.zeros_like(ids, dtype=torch.bool)
     chooses = chosen.clone()
-    chooses[:, -1] = True  # as in the decode, which steers too if the policy is steered
+    # As in decodes, which steer too if the policy is steered.
+    chosen[:, len(prompt) :] = chooses[:, len(prompt) - 1 :] = True
     steer_at = policy.steered_at(chooses=chooses, chosen=chosen)
     return policy.head(policy.hidden(ids, steer_at=steer_at)[:, -1])  # [1, V]
