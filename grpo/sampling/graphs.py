@@ -61,8 +61,8 @@ def _stream() -> torch.cuda.Stream:
 
 @contextmanager
 def _refusing_to_wait() -> Iterator[None]:
-    """What would wait for the device raises an error of Python's: one of CUDA's would break the recording, and what torch
-    knows of its memory."""
+    """What would wait for the device raises an error of Python's. One of CUDA's would break the recording, and what
+    torch knows of its memory."""
     before = torch.cuda.get_sync_debug_mode()
     torch.cuda.set_sync_debug_mode("error")
     try:
