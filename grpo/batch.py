@@ -15,7 +15,7 @@ from torch import Tensor
 
 from grpo import seeds
 from grpo.losses import Denominators, token_weights
-from grpo.packing import Layout, Segment
+from grpo.packing import Layout, Segment, missing_tokens
 from grpo.types import Group, KeptSets, Rollout
 
 
@@ -123,7 +123,8 @@ def micro_batches(
     rank: int = 0,
     num_ranks: int = 1,
 ) -> list[MicroBatch]:
-    """The part of `rank` of one update's groups, in micro-batches of at most `tokens_per_micro_batch` tokens.
+    """The part of `rank` of one update's groups, in micro-batches of at most `tokens_per_micro_batch` tokens; long ones
+    are filled up as `grpo.packing.missing_tokens` says.
 
     Without `shares_prompts`, for a model that takes no packed row, every rollout has its prompt, those of like length
     are together, and padding counts. A rollout longer than the budget goes alone. Every rank has the same number of
@@ -285,6 +286,12 @@ def _collate(
         logprobs += [rollout.logprobs[place] for place in chosen]
     if not rows:  # a filler has one token: models take no empty batch
         ids, predicts, actions, segments = [0], [False], [False], [(0, [1])]
+    missing = missing_tokens(len(ids)) if shares_prompts else 0
+    if missing:  # a sequence of its own, which nothing is asked of
+        segments.append((0, [missing]))
+        ids += [0] * missing
+        predicts += [False] * missing
+        actions += [False] * missing
     trained = [row.trained for row in rows]
     own_tokens = torch.tensor([row.num_actions for row in rows], dtype=torch.long)  # [B]
     group_tokens = torch.tensor([t.group_tokens for t in trained], dtype=torch.long)  # [B]

@@ -1,9 +1,10 @@
 """Linear layers whose large products are oneDNN's, where a CPU trains in float32.
 
-torch multiplies float32 matrices by MKL, which on some processors takes a tenth more time over the same product; what
-is read of a module without a gradient is computed as it was, so that draws do not change by a bit. A product of another
-number of tokens is another kernel that oneDNN has to build, half a millisecond each, so small ones stay with MKL; and
-so does the gradient of the weights, in which it is the faster one."""
+torch multiplies float32 matrices by MKL, which on some processors takes a tenth more time over the same product. For
+each number of tokens oneDNN builds a kernel and keeps it: half a millisecond, and memory between large tensors, which
+leaves the heap in pieces. Hence only numbers of tokens that come again (`grpo.packing.STEP_TOKENS`) and large products;
+the others stay with MKL, and so does the gradient of the weights, in which it is the faster one. Without a gradient a
+layer computes as it did, so that draws do not change by a bit."""
 
 from typing import Any
 
@@ -11,8 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from grpo.packing import STEP_TOKENS
+
 LEAST_PRODUCT = 2**27
-"""Multiplications, from which a product is worth a kernel of its own: about 3 ms of a core."""
+"""Multiplications from which a product is worth a kernel of its own: about 3 ms of a core."""
 
 
 def quicken_linears(model: nn.Module) -> int:
@@ -32,8 +35,10 @@ class QuickLinear(nn.Linear):
         """As `nn.Linear.forward`."""
         weight = self.weight
         trains = torch.is_grad_enabled() and hidden.dtype == weight.dtype == torch.float32
-        trains = trains and not torch.is_autocast_enabled("cpu")
-        if not trains or hidden.device.type != "cpu" or hidden.numel() * self.out_features < LEAST_PRODUCT:
+        is_large = hidden.numel() * self.out_features >= LEAST_PRODUCT
+        comes_again = hidden.numel() // self.in_features % STEP_TOKENS == 0
+        on_cpu = hidden.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+        if not (trains and is_large and comes_again and on_cpu):
             return super().forward(hidden)
         flat = hidden.reshape(-1, self.in_features)  # [T, K]
         product: Tensor = _Linear.apply(flat, weight, self.bias)

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+STEP_TOKENS = 64
+LONG_TOKENS = 1024
+"""A row of LONG_TOKENS and more has a multiple of STEP_TOKENS, so that products come in few sizes."""
 LEAST_FILLED = 0.7
 """Rows are attended to together where the shortest has this share of the longest's tokens, so that little is padded."""
 
@@ -43,6 +46,11 @@ class Bucket:
 
     places: Tensor  # [B, L]
     real: Tensor  # [B, L] bool
+
+
+def missing_tokens(num_tokens: int) -> int:
+    """How many fill a row of so many tokens up."""
+    return -num_tokens % STEP_TOKENS if num_tokens >= LONG_TOKENS else 0
 
 
 class Layout:

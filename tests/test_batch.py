@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from grpo import packing
 from grpo.batch import MicroBatch, TrainedRollout, micro_batches, minibatches, trained_rollouts
 from grpo.config import LossConfig
 from grpo.logprobs import LossOf
@@ -166,6 +167,26 @@ def tolerance(policy: Policy) -> float:
 
 
 # --- the gradient -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("positions", ["choosing", "all"])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma3"])
+def test_a_long_row_is_filled_up_and_nothing_hears_of_it(name, positions, monkeypatch):
+    policy = tiny_policy(name)
+    policy.steer(Steering({0: torch.linspace(-1, 1, policy.hidden_size)}, 0.5, positions=positions))
+    groups = random_groups(policy)
+    (plain,), expected = split(groups, tokens_per_micro_batch=WHOLE), gradient(policy, groups)
+    scores = policy(plain)[1]
+    monkeypatch.setattr(packing, "LONG_TOKENS", 1)
+    (filled,) = split(groups, tokens_per_micro_batch=WHOLE)
+    missing = len(filled.input_ids) - len(plain.input_ids)
+    assert 0 < missing < packing.STEP_TOKENS
+    assert len(filled.input_ids) % packing.STEP_TOKENS == 0
+    assert torch.allclose(policy(filled)[1], scores, atol=1e-5)
+    assert largest_difference(expected, gradient(policy, groups)) < tolerance(policy)
+    # Models that take no packed row have rows of their own.
+    (apart,) = split(groups, tokens_per_micro_batch=WHOLE, shares_prompts=False)
+    assert len(apart.input_ids) == sum(len(t.rollout.token_ids) - 1 for group in groups for t in group)
 
 
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)

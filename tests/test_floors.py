@@ -49,7 +49,7 @@ FLOORS = (
         *("columns", "evaluation_sets", "practice", "data", "published", "chat"),
         *("model", "steering", "tasks", "watchdog", "heartbeat", "guards"),
     ),
-    ("attention", "advantages", "losses", "logprobs", "norms", "packing"),
+    ("attention", "advantages", "linears", "losses", "logprobs", "norms", "packing"),
     ("types", "config", "seeds", "errors", "recompute"),
 )
 WITHOUT_TORCH = (

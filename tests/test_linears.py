@@ -19,6 +19,7 @@ pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason
 def whatever_its_size(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Products of every size are oneDNN's; how many inputs they had."""
     monkeypatch.setattr(linears, "LEAST_PRODUCT", 0)
+    monkeypatch.setattr(linears, "STEP_TOKENS", 1)
     rows: list[int] = []
     product = linears._product
     monkeypatch.setattr(linears, "_product", lambda x, *others: rows.append(len(x)) or product(x, *others))
@@ -76,7 +77,10 @@ def test_small_products_and_other_types_stay_with_the_layer(monkeypatch, whateve
     assert whatever_its_size == []
     quick(torch.randn(10, 48))
     assert whatever_its_size == [10]
-    quick.bfloat16()(torch.randn(10, 48, dtype=torch.bfloat16))
+    monkeypatch.setattr(linears, "STEP_TOKENS", 4)
+    quick(torch.randn(11, 48))  # a number of tokens that may never come again
+    assert whatever_its_size == [10]
+    quick.bfloat16()(torch.randn(12, 48, dtype=torch.bfloat16))
     assert whatever_its_size == [10]
 
 
