@@ -87,7 +87,8 @@ class Case:
         lengths = f"mean {self.mean_tokens:g} of at most" if self.is_ragged else "all"
         lora = f", LoRA of rank {self.lora_rank}" if self.lora_rank else ""
         words = f"prompt {self.prompt_tokens}, {self.num_problems} × {self.group_size}, {lengths} {self.limit_tokens}"
-        return f"{words}, vocabulary {self.shape.vocabulary:,}{lora}"
+        dtype = f", {self.shape.dtype}" if self.shape.dtype != "float32" else ""
+        return f"{words}, vocabulary {self.shape.vocabulary:,}{dtype}{lora}"
 
 
 WIDE = Shape(hidden_size=32, intermediate_size=64, num_layers=1, num_heads=2, num_kv_heads=1, head_size=16)
