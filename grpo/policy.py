@@ -104,9 +104,10 @@ class Policy(nn.Module):
         """Steer every forward from here on, or none. Raises ValueError for a block or width that the model has not."""
         if steering is not None:
             check_vectors(steering.vectors, self._blocks[0], hidden_size=self.hidden_size, what="steering")
-            # Once, and not in every forward, which would wait for the device.
-            here = {block: vector.to(self.device) for block, vector in steering.vectors.items()}
-            steering = replace(steering, vectors=here)
+            if any(vector.device != self.device for vector in steering.vectors.values()):
+                # Once, and not in every forward, which would wait for the device.
+                here = {block: vector.to(self.device) for block, vector in steering.vectors.items()}
+                steering = replace(steering, vectors=here)
         self.steering = steering
 
     def steered_at(self, *, chooses: Tensor, chosen: Tensor) -> Tensor | None:
