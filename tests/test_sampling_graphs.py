@@ -3,7 +3,9 @@
 A tape stands in for CUDA graphs (`tests.tape`). Graphs themselves are tried where there is a GPU."""
 
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +16,7 @@ from torch._subclasses import FakeTensorMode
 from grpo.attention import attend, attend_on_gpu
 from grpo.config import SamplingConfig
 from grpo.policy import Policy
-from grpo.sampling import noise, prefixes, rows, trials
+from grpo.sampling import graphs, noise, prefixes, rows, trials
 from grpo.sampling.cache import SlotCache
 from grpo.sampling.decoder import ModelDecoder
 from grpo.sampling.graphs import RecordedDecoder
@@ -151,7 +153,7 @@ def test_nothing_of_a_sampling_outlives_it():
 
 
 def caches() -> list[SlotCache]:
-    return [found for found in gc.get_objects() if isinstance(found, SlotCache)]
+    return [found for found in gc.get_objects() if type(found) is SlotCache]
 
 
 def test_a_recording_that_fails_in_a_run_is_told_of_once_and_the_tokens_are_the_same():
@@ -245,6 +247,71 @@ def test_a_recording_of_stale_inputs_is_seen(monkeypatch):
     decoder, why_not = choice(tuned("llama"), Recorder())
     assert type(decoder) is ModelDecoder
     assert "graphs: logits off by" in why_not
+
+
+@pytest.fixture
+def heard(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What a stand-in for CUDA is told, in order."""
+    told: list[str] = []
+
+    class Graph:
+        def capture_begin(self, *, capture_error_mode: str) -> None:
+            told.append(f"begin {capture_error_mode}")
+
+        def capture_end(self) -> None:
+            told.append("end")
+
+        def replay(self) -> None:
+            told.append("replay")
+
+    @contextmanager
+    def stream(own: object) -> Iterator[None]:
+        told.append("own stream")
+        yield
+        told.append("stream before")
+
+    streams = SimpleNamespace(wait_stream=lambda other: None)
+    monkeypatch.setattr(graphs, "_stream", lambda: streams)
+    for name, stand_in in {
+        "CUDAGraph": Graph,
+        "current_stream": lambda: streams,
+        "stream": stream,
+        "get_sync_debug_mode": lambda: 0,
+        "set_sync_debug_mode": lambda mode: told.append(f"waits: {mode}"),
+        "empty_cache": lambda: told.append("empty cache"),
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    return told
+
+
+CAPTURE = ["own stream", "begin thread_local", "waits: error", "compute", "waits: 0", "end"]
+
+
+def test_a_graph_is_recorded_on_a_stream_of_its_own_where_waiting_is_an_error(heard):
+    replay = graphs.cuda_graph(lambda: heard.append("compute") or torch.ones(3))
+    assert heard == [*CAPTURE, "stream before"]
+    assert torch.equal(replay(), torch.ones(3))
+    assert heard[-1] == "replay"
+
+
+def test_a_recording_that_fails_ends_and_one_without_memory_is_tried_once_more(heard):
+    def fails() -> Tensor:
+        heard.append("compute")
+        raise RuntimeError("waits")
+
+    with pytest.raises(RuntimeError, match="waits"):
+        graphs.cuda_graph(fails)
+    assert heard == CAPTURE
+    heard.clear()
+
+    def wants_memory() -> Tensor:
+        heard.append("compute")
+        if "empty cache" not in heard:
+            raise torch.OutOfMemoryError("no memory")
+        return torch.ones(1)
+
+    graphs.cuda_graph(wants_memory)
+    assert heard == [*CAPTURE, "empty cache", *CAPTURE, "stream before"]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
