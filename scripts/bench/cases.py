@@ -103,6 +103,17 @@ HALF_BILLION = Shape(
     dtype="bfloat16",
 )
 
+GPU = Case(
+    "gpu",
+    *(256, 8, 16, 1024, 512),
+    shape=HALF_BILLION,
+    threads=(1,),
+    trl_rows=16,
+    our_micro_batch_tokens=16384,
+    device="cuda",
+    goals=(Goal("sampling", 5.0), Goal("matrix_fraction", 0.45)),
+)
+
 MAIN_CASES = (
     Case("ragged-0.6", 36, 16, 16, 64, 38.4, goals=(Goal("step", 3.0), Goal("matrix_fraction", 0.75))),
     Case("ragged-0.2", 36, 8, 16, 256, 51.2, trl_rows=16, goals=(Goal("step", 6.0),)),
@@ -123,24 +134,13 @@ MAIN_CASES = (
         group="memory",
     ),
     Case("vllm", 36, 16, 16, 64, 64, sides=("ours", "vllm"), goals=(Goal("sampling", 1.2),), group="sampler"),
-    Case(
-        "gpu",
-        *(256, 8, 16, 1024, 512),
-        shape=HALF_BILLION,
-        threads=(1,),
-        trl_rows=16,
-        our_micro_batch_tokens=16384,
-        device="cuda",
-        goals=(Goal("sampling", 5.0), Goal("matrix_fraction", 0.45)),
-    ),
-    Case(
-        "gpu-256-rows",
-        *(256, 16, 16, 512, 512),
-        shape=HALF_BILLION,
-        threads=(1,),
-        trl_rows=16,
-        our_micro_batch_tokens=16384,
-        device="cuda",
+    GPU,
+    replace(
+        GPU,
+        name="gpu-256-rows",
+        num_problems=16,
+        limit_tokens=512,
+        mean_tokens=512,
         goals=(Goal("sampling_limit", 0.5),),
     ),
 )
